@@ -1,0 +1,82 @@
+# `make` lists the targets. Everything they need goes into .venv and .cache, nothing outside.
+
+PYTHON ?= python3
+PORT ?= 3000
+HOST ?= 127.0.0.1
+VENV := .venv
+BIN := $(VENV)/bin
+# The GPU build where there is an NVIDIA driver; GPU=0 or GPU=1 decides otherwise.
+GPU ?= $(if $(wildcard /dev/nvidia0),1,0)
+SERVE_LOCK := requirements/serve$(if $(filter 1,$(GPU)),-gpu).lock
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header
+
+export BENTOML_HOME ?= $(CURDIR)/.cache/bentoml-$(PORT)
+export BENTOML_DO_NOT_TRACK ?= True
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast check format train export load image image-test lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/serve ## serve both models on PORT (3000), HOST (127.0.0.1)
+	@mkdir -p $(BENTOML_HOME)
+	@$(BIN)/python -m service.preflight --host $(HOST) --port $(PORT)
+	@exec $(BIN)/bentoml serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/dev ## every check and test (under 15 minutes)
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest
+
+test-fast: $(VENV)/dev ## the tests that take under a minute together
+	$(BIN)/pytest -m "not slow"
+
+check: $(VENV)/dev ## lint, format, types, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/dev ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
+	$(BIN)/python -m models.train $(MODEL)
+
+export: $(VENV)/dev ## export MODEL as a bundle
+	$(BIN)/python -m export $(MODEL)
+
+load: $(VENV)/dev ## post test images to a running service; prints percentiles, writes an HTML report
+	$(BIN)/python -m loadtest --host http://localhost:$(PORT)
+
+image: $(VENV)/serve ## build the OCI image
+	deploy/image.sh build
+
+image-test: $(VENV)/serve ## run the image and classify two images through it
+	deploy/image.sh test
+
+lock: $(VENV)/serve ## renew the locks after a change of requirements/*.in
+	$(PIP_INSTALL) uv
+	$(COMPILE) requirements/serve.in -o requirements/serve.lock
+	$(COMPILE) -c requirements/serve.lock requirements/serve-gpu.in -o requirements/serve-gpu.lock
+	$(COMPILE) -c requirements/serve.lock requirements/dev.in -o requirements/dev.lock
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TrueOdds needs Python 3.11 or newer; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve: $(BIN)/python $(SERVE_LOCK)
+	$(PIP_INSTALL) --require-hashes -r $(SERVE_LOCK)
+	@touch $@
+
+# torch's wheel is checked against the lock; a CUDA build of it then names its libraries itself, each by exact version.
+$(VENV)/dev: $(VENV)/serve requirements/dev.lock requirements/torch.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/torch.lock
+	$(PIP_INSTALL) -r requirements/torch.in
+	@touch $@

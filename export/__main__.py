@@ -1,0 +1,88 @@
+"""Export a trained network as a bundle: `python -m export <model>`. Nothing is written unless every form agrees."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from export import onnx, torchscript
+from export.calibrate import fit, held_out
+from export.documents import write_documents
+from export.graph import CalibratedGraph
+from export.parity import ParityError, verify
+from models import MODELS, weights_path
+from models.datasets import DATASETS, DataError
+from service import bundle
+from service.backends import onnx as onnx_backend
+from service.backends import torchscript as torchscript_backend
+from service.errors import BundleError
+
+BUNDLES = Path("models/bundles")
+FORMS = {
+    "ONNX": (onnx.write, onnx_backend),
+    "TorchScript": (torchscript.write, torchscript_backend),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("--version", default="1", help="the version to write; an existing one is never overwritten")
+    parser.add_argument("--bundles", type=Path, default=BUNDLES, help=f"where bundles are kept (default: {BUNDLES})")
+    parser.add_argument("--weights", type=Path, help="trained weights other than the committed ones")
+    arguments = parser.parse_args(argv)
+    try:
+        export(arguments.name, arguments.version, arguments.bundles, arguments.weights or weights_path(arguments.name))
+    except (ParityError, BundleError, DataError, FileExistsError, FileNotFoundError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
+    """Write bundles/<name>/<version> and return its path. Raises ParityError, DataError or FileExistsError."""
+    destination = bundles / name / version
+    if destination.exists():
+        raise FileExistsError(f"{destination} exists; choose another --version")
+    recipe = MODELS[name]
+    spec = DATASETS[recipe.dataset].input
+
+    net = load_network(recipe.build(), weights)
+    print("running the network over the images it has not seen")
+    held = held_out(net, recipe.dataset)
+    fitted = fit(held)
+    graph = CalibratedGraph(net, spec, fitted.temperature, fitted.set_threshold, fitted.ood.threshold).eval()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=destination.parent))
+    try:
+        for form, (write, backend) in FORMS.items():
+            write(graph, spec, staging / backend.FILE)
+            worst = verify(graph, backend.load(staging, "cpu", 1), held.eval.pixels, form)
+            print(f"{form}: {len(held.eval.pixels):,} test images agree, logits within {worst:.1e}")
+        training = json.loads(weights.with_suffix(".json").read_text())
+        write_documents(staging, name, version, spec, held, fitted, training)
+        bundle.load(staging)
+        staging.chmod(0o755)
+        os.rename(staging, destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"wrote {destination}")
+    return destination
+
+
+def load_network(net: nn.Module, weights: Path) -> nn.Module:
+    """Put trained weights into a network. Raises FileNotFoundError."""
+    if not weights.is_file():
+        raise FileNotFoundError(f"there are no weights at {weights}; train them with python -m models.train")
+    net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return net.eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

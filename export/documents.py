@@ -1,0 +1,145 @@
+"""What a bundle says of itself: calibration.json, MODEL_CARD.md and, last, the manifest that vouches for all."""
+
+import json
+import platform
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.calibrate import Fitted, HeldOut, measure
+from models.datasets import DATASETS
+from service.backends import Outputs
+from service.backends import onnx as onnx_backend
+from service.bundle import (
+    CALIBRATION,
+    MANIFEST,
+    Calibration,
+    CalibrationInput,
+    Manifest,
+    Parameters,
+    TestVector,
+    calibration_id,
+    digest,
+    preprocessing_digest,
+)
+from service.calibration import softmax
+from service.images import InputSpec
+
+CARD = "MODEL_CARD.md"
+TEST_VECTORS = 32
+
+
+def write_documents(
+    directory: Path, name: str, version: str, spec: InputSpec, held: HeldOut, fitted: Fitted, training: dict[str, Any]
+) -> None:
+    """Describe the exported forms that lie in `directory`, from what they answer on the test set."""
+    backend = onnx_backend.load(directory, "cpu", 1)
+    pixels = held.eval.pixels
+    answers = Outputs.concatenate([backend.forward(pixels[start : start + 500]) for start in range(0, len(pixels), 500)])
+    labels = list(DATASETS[training["dataset"]].labels)
+    versions = {"python": platform.python_version()} | {
+        package: installed(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+    }
+    calibration = _calibration(directory, labels, spec, held, fitted, answers, versions)
+    _write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
+    (directory / CARD).write_text(_card(name, version, labels, calibration, training, directory))
+    manifest = Manifest(
+        schema_version=1,
+        name=name,
+        version=version,
+        labels=labels,
+        input=spec,
+        files={path.name: digest(path) for path in sorted(directory.iterdir())},
+        training={key: value for key, value in training.items() if key != "history"},
+        created_by=versions,
+    )
+    _write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _calibration(
+    directory: Path,
+    labels: list[str],
+    spec: InputSpec,
+    held: HeldOut,
+    fitted: Fitted,
+    answers: Outputs,
+    versions: dict[str, str],
+) -> Calibration:
+    chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int)
+    vectors = [
+        TestVector(logits=answers.logits[i].tolist(), probabilities=answers.probabilities[i].tolist()) for i in chosen
+    ]
+    calibration = Calibration(
+        schema_version=1,
+        id="sha256:" + "0" * 64,
+        model_sha256=digest(directory / onnx_backend.FILE),
+        labels=labels,
+        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(spec)),
+        method="map_temperature",
+        params=Parameters(temperature=fitted.temperature),
+        data={"fit": held.fit.record(), "conformal": held.conformal.record(), "eval": held.eval.record()},
+        metrics=measure(softmax(answers.logits), answers.probabilities, held.eval.labels),
+        conformal=fitted.conformal,
+        ood=fitted.ood,
+        created_by=versions,
+        test_vectors=vectors,
+    )
+    return calibration.model_copy(update={"id": calibration_id(calibration.model_dump(mode="json"))})
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _card(
+    name: str, version: str, labels: list[str], calibration: Calibration, training: dict[str, Any], directory: Path
+) -> str:
+    before, after, null = calibration.metrics.before, calibration.metrics.after, calibration.metrics.null
+    sizes = "\n".join(
+        f"| `{path.name}` | {path.stat().st_size / 1e6:.2f} MB |" for path in sorted(directory.glob("model.*"))
+    )
+    fitted_on, thresholds_on = calibration.data["fit"], calibration.data["conformal"]
+    served = calibration.conformal[0]
+    return f"""# {name}, version {version}
+
+Classifies an image as one of {len(labels)}: {", ".join(labels)}.
+
+## Training
+
+| | |
+| --- | --- |
+| command | `{training["command"]}` |
+| data set | {training["dataset"]}, official order; {2 * fitted_on.n:,} training images held back for calibration |
+| seed | {training["seed"]} |
+| epochs | {training["epochs"]} |
+| hardware | {training["hardware"]} |
+| time | {training["minutes"]} minutes |
+| versions | {", ".join(f"{package} {number}" for package, number in training["versions"].items())} |
+
+## On the {after.n:,} test images
+
+| | uncalibrated | calibrated |
+| --- | --- | --- |
+| accuracy | {before.accuracy:.2%} | {after.accuracy:.2%} |
+| negative log-likelihood (nats) | {before.nll:.4f} | {after.nll:.4f} |
+| Brier score | {before.brier:.4f} | {after.brier:.4f} |
+| expected calibration error, 15 bins | {before.ece_15:.2%} | {after.ece_15:.2%} |
+
+A perfectly calibrated model with the same confidences would score an expected calibration error of
+{null.ece_15_mean:.2%} on average and up to {null.ece_15_p99:.2%} in 99 of 100 test sets, by sampling alone.
+
+## Calibration
+
+Temperature {calibration.params.temperature:.4f}, the maximum a posteriori under ln T ~ N(0, 0.5²), fitted on {fitted_on.n:,}
+held-out images of which the network gets {fitted_on.n_errors} wrong. Prediction sets cover {1 - served.alpha:.0%} (LAC, split
+conformal on {thresholds_on.n:,} further images). An image whose energy exceeds {calibration.ood.threshold:.3f} is flagged as out of
+distribution; {1 - calibration.ood.id_tpr:.0%} of ordinary images are. None of this is promised for other kinds of images.
+
+## Files
+
+| | |
+| --- | --- |
+{sizes}
+"""

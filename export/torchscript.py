@@ -1,0 +1,30 @@
+"""TorchScript, by tracing, frozen."""
+
+import warnings
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import torch
+
+from export.graph import CalibratedGraph
+from service.images import InputSpec
+
+
+def write(graph: CalibratedGraph, spec: InputSpec, path: Path) -> None:
+    """Write `graph` as a traced module that takes (N, H, W, 3) uint8."""
+    example = torch.zeros((2, spec.height, spec.width, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # torch 2.13 deprecates TorchScript; it is offered here for those who run it.
+        warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=DeprecationWarning)
+        archive = BytesIO()
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(graph.eval(), example)), archive)
+    _write_without_traces(archive, path)
+
+
+def _write_without_traces(archive: BytesIO, path: Path) -> None:
+    # Its debug entries note which line of which file, on this machine, each node came from.
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for entry in source.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry))

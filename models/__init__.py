@@ -1,0 +1,17 @@
+"""The zoo: every network that can be trained, exported and served, by the name it is served under."""
+
+from pathlib import Path
+
+from models.lenet5 import DIGITS
+from models.recipe import Recipe
+from models.whitened_vgg import CIFAR10
+
+MODELS: dict[str, Recipe] = {
+    "digits": DIGITS,
+    "cifar10": CIFAR10,
+}
+
+
+def weights_path(name: str) -> Path:
+    """The trained weights of a model; the record of the run that made them lies beside them as JSON."""
+    return Path(__file__).parent / "weights" / f"{name}.pt"

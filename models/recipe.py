@@ -1,0 +1,54 @@
+"""What a training run needs to know: the network, its data, its optimisers and its length."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a run, in steps of `batch_size` images."""
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+class Augment(Protocol):
+    """Normalised images (B, 3, H, W) and their indices (B,) in the training set → augmented (B, 3, H, W)."""
+
+    def __call__(self, images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor: ...
+
+
+class Optimizers(Protocol):
+    """The optimisers of a network, each with its learning-rate schedule, stepped together."""
+
+    def __call__(self, net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One entry of the zoo.
+
+    prepare: sets what the data decides, from the normalised training images (N, 3, H, W), before the first step.
+    bf16: train under autocast; the weights stay float32.
+    """
+
+    dataset: str
+    build: Callable[[], nn.Module]
+    optimizers: Optimizers
+    augment: Augment
+    epochs: int
+    batch_size: int
+    prepare: Callable[[nn.Module, Tensor], None] = lambda net, images: None
+    label_smoothing: float = 0.0
+    bf16: bool = False

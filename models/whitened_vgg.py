@@ -1,0 +1,159 @@
+"""A compact VGG-like network for 32 × 32 colour images, after airbench94 (Jordan 2024, arXiv:2404.00498).
+
+| stage | kernel | output (N, C, H, W) |
+| --- | --- | --- |
+| whiten | 2 × 2, fixed to the patches' eigenvectors, no padding | N, 24, 31, 31 |
+| block 1 | 3 × 3, pool 2, 3 × 3 | N, 64, 15, 15 |
+| block 2 | 3 × 3, pool 2, 3 × 3 | N, 256, 7, 7 |
+| block 3 | 3 × 3, pool 2, 3 × 3 | N, 256, 3, 3 |
+| head | max pool 3, linear | N, 10 |
+
+1,972,504 parameters and 118 million multiply-adds (237 MFLOP) an image.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from models.muon import Muon
+from models.recipe import Recipe, Schedule
+
+WIDTHS = (64, 256, 256)
+WHITENING_IMAGES = 5000
+WHITENING_BIAS_EPOCHS = 3
+HEAD_SCALE = 1 / 256
+# Learning rates per image: times the batch they are the rates of the mean gradient.
+BIAS_RATE, HEAD_RATE = 0.053, 0.67
+DECAY_PER_IMAGE = 2e-6
+
+
+class Block(nn.Module):
+    """(N, C, H, W) → (N, width, H // 2, W // 2)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = _dirac_conv(channels, width)
+        self.pool = nn.MaxPool2d(2)
+        self.norm1 = _bias_only_norm(width)
+        self.conv2 = _dirac_conv(width, width)
+        self.norm2 = _bias_only_norm(width)
+        self.activation = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm1(self.pool(self.conv1(x))))
+        return self.activation(self.norm2(self.conv2(x)))
+
+
+class WhitenedVGG(nn.Module):
+    """Normalised pixels (N, 3, 32, 32) → logits (N, classes)."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.whiten = nn.Conv2d(3, 24, 2)
+        self.whiten.weight.requires_grad = False
+        self.activation = nn.GELU()
+        channels = (self.whiten.out_channels, *WIDTHS)
+        self.blocks = nn.Sequential(*map(Block, channels[:-1], channels[1:]))
+        self.pool = nn.MaxPool2d(3)
+        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
+        with torch.no_grad():
+            nn.init.zeros_(self.whiten.bias)
+            self.head.weight.div_(self.head.weight.std())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.activation(self.whiten(x)))
+        return HEAD_SCALE * self.head(self.pool(x).flatten(1))
+
+
+@torch.no_grad()
+def whiten(net: nn.Module, images: Tensor) -> None:
+    """Fix the first layer to the whitening transform of normalised training images (N, 3, 32, 32)."""
+    assert isinstance(net, WhitenedVGG)
+    net.whiten.weight.copy_(whitening_filters(images[:WHITENING_IMAGES]))
+
+
+def whitening_filters(images: Tensor, size: int = 2, eps: float = 5e-4) -> Tensor:
+    """The eigenvectors of the patches' covariance, scaled to unit variance, and their negatives.
+
+    images: (N, C, H, W). Returns (2·C·size², C, size, size).
+    """
+    channels = images.shape[1]
+    patches = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, H', W', size, size)
+    flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * size * size).double()
+    covariance = flat.T @ flat / len(flat)
+    values, vectors = torch.linalg.eigh(covariance)
+    filters = (vectors / torch.sqrt(values + eps)).T.reshape(-1, channels, size, size)
+    return torch.cat((filters, -filters)).float()
+
+
+def _dirac_conv(channels: int, width: int) -> nn.Conv2d:
+    # The first `channels` filters start as the identity, so that depth costs no signal early on.
+    conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    with torch.no_grad():
+        nn.init.dirac_(conv.weight[:channels])
+    return conv
+
+
+def _bias_only_norm(width: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+    norm.weight.requires_grad = False
+    return norm
+
+
+def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LambdaLR]]:
+    """Muon for the convolutions; Nesterov SGD, each at its own rate, for biases and head; all fall linearly to 0."""
+    assert isinstance(net, WhitenedVGG)
+    filters = [p for p in net.blocks.parameters() if p.ndim == 4 and p.requires_grad]
+    biases = [p for p in net.blocks.parameters() if p.ndim == 1 and p.requires_grad]
+
+    def group(params: list[nn.Parameter], rate: float) -> dict[str, object]:
+        return {"params": params, "lr": rate * schedule.batch_size, "weight_decay": DECAY_PER_IMAGE / rate}
+
+    assert net.whiten.bias is not None
+    groups = [group([net.whiten.bias], BIAS_RATE), group(biases, BIAS_RATE), group([net.head.weight], HEAD_RATE)]
+    sgd = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
+    muon = Muon(filters, lr=0.21, momentum=0.6)
+
+    def fall(step: int) -> float:
+        return max(0.0, 1 - step / schedule.total_steps)
+
+    def whitening_bias(step: int) -> float:
+        # The layer's bias settles in the first epochs and is then left alone.
+        return max(0.0, 1 - step / (WHITENING_BIAS_EPOCHS * schedule.steps_per_epoch))
+
+    return [(sgd, LambdaLR(sgd, [whitening_bias, fall, fall])), (muon, LambdaLR(muon, fall))]
+
+
+def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every second epoch and shift by up to two pixels, edges reflected.
+
+    images: (B, 3, 32, 32); order: (B,) their indices in the training set. An image is mirrored in one epoch
+    and not in the next, its first side drawn by chance per image (Jordan 2024, section 3.6).
+    """
+    mirrored = (_first_side(order) + epoch) % 2 == 1
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    padded = nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
+    shifts = torch.randint(0, 5, (len(images), 2), generator=generator)
+    rows = shifts[:, :1] + torch.arange(32)
+    columns = shifts[:, 1:] + torch.arange(32)
+    index = torch.arange(len(images))[:, None, None]
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _first_side(order: Tensor) -> Tensor:
+    # A fixed pseudo-random bit per image: the parity of a multiplicative hash.
+    return (order * 2654435761 >> 16) % 2
+
+
+CIFAR10 = Recipe(
+    dataset="cifar10",
+    build=WhitenedVGG,
+    prepare=whiten,
+    optimizers=optimizers,
+    augment=augment,
+    epochs=20,
+    batch_size=1500,
+    label_smoothing=0.2,
+    bf16=True,
+)

@@ -1,0 +1,80 @@
+"""The BentoML service: what `bentoml serve` and `bentoml build` find."""
+
+from typing import Any
+
+import bentoml
+import numpy as np
+import orjson
+from bentoml.exceptions import InvalidArgument, NotFound, ServiceUnavailable
+
+from service import VERSION, bundle, images, registry
+from service.answers import Options
+from service.bentoml_seam import FrontedService
+from service.classifier import Classifier
+from service.errors import Problem, UndecodableImage
+from service.http import Front
+from service.metrics import Metrics
+from service.openapi import document
+from service.requests import check_top_k, new_request_id
+from service.responses import encode
+from service.settings import Settings, available_cores
+
+SETTINGS = Settings.from_environment()
+PIXELS_ROUTE = "/classify_pixels"
+
+
+class Api:
+    """One worker: every model loaded and warm, and the API route of BentoML's Python client.
+
+    No route of BentoML's takes a file or an image: BentoML would fetch what looks like a URL in it.
+    """
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        models = registry.load(SETTINGS, self.metrics.batch)
+        self.metrics.served(models)
+        self.classifier = Classifier(models, SETTINGS.max_pixels, available_cores())
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_bundles() -> None:
+        """Refuse to start rather than start workers that cannot."""
+        bundle.discover(SETTINGS.bundles, SETTINGS.models)
+
+    @bentoml.api(route=PIXELS_ROUTE)
+    async def classify_pixels(self, pixels: np.ndarray, model: str, top_k: int = 3) -> dict[str, Any]:  # type: ignore[type-arg]
+        """Classify an array of pixels from 0 to 255: one image (H, W), (H, W, 3) or (H, W, 4), or several (N, H, W, 3)."""
+        try:
+            served = self.classifier.registry[model]
+            options = Options(check_top_k(top_k, len(served.bundle.manifest.labels)))
+            several = pixels.ndim == 4
+            spec = served.bundle.manifest.input
+            fed = [images.to_pixels(images.of_array(image), spec) for image in (pixels if several else [pixels])]
+            if not fed:
+                raise UndecodableImage("There is no image in an array of length 0.")
+            results = await self.classifier.classify_pixels(served, np.stack(fed), options, new_request_id())
+        except Problem as problem:
+            raise BENTOML_ERRORS.get(problem.status, InvalidArgument)(problem.detail) from problem
+        answer: dict[str, Any] = orjson.loads(encode({"results": results} if several else results[0]))
+        return answer
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        self.classifier.close()
+
+
+BENTOML_ERRORS = {404: NotFound, 503: ServiceUnavailable}
+
+FRONT = Front(frozenset({PIXELS_ROUTE}), SETTINGS, document(VERSION))
+
+TrueOdds = FrontedService(
+    name="trueodds",
+    inner=Api,
+    config={
+        "workers": SETTINGS.worker_count,
+        "traffic": {"timeout": 60},
+        "logging": {"access": {"enabled": False}},
+    },
+)
+TrueOdds.put_in_front = FRONT.before
+TrueOdds.on_start = lambda api: FRONT.started(api.classifier, api.metrics)

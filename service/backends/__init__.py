@@ -1,0 +1,57 @@
+"""What runs a network: one file per framework, each with the same `load`; the heavy import happens inside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from service.images import Pixels
+
+Floats = npt.NDArray[np.float32]
+Device = Literal["auto", "cpu", "cuda"]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the exported graph answers for N images and C classes; the names are the graph's own.
+
+    logits (N, C), uncalibrated; probabilities (N, C), calibrated, rows sum to 1; prediction_set (N, C);
+    energy (N,), in nats, higher is stranger; is_ood (N,).
+    """
+
+    logits: Floats
+    probabilities: Floats
+    prediction_set: Flags
+    energy: Floats
+    is_ood: Flags
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def split(self, sizes: Sequence[int]) -> list[Self]:
+        """Consecutive parts of these sizes."""
+        parts, start = [], 0
+        for size in sizes:
+            parts.append(type(self)(*(getattr(self, name)[start : start + size] for name in OUTPUTS)))
+            start += size
+        return parts
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS))
+
+
+OUTPUTS = tuple(field.name for field in fields(Outputs))
+
+Forward = Callable[[Pixels], Outputs]
+
+
+class Backend(Protocol):
+    """`forward` takes (N, H, W, 3) uint8 and is called from one thread at a time; `device` says where it runs."""
+
+    device: str
+
+    def forward(self, pixels: Pixels) -> Outputs: ...

@@ -1,0 +1,220 @@
+"""A bundle: one version of one model, with all that is needed to serve it and to check that it is what it says.
+
+    <root>/<name>/<version>/
+        manifest.json         what this is, and the SHA-256 of every other file
+        model.onnx            the calibrated graph for ONNX Runtime
+        model.torchscript.pt  the same for TorchScript
+        calibration.json      how it was calibrated and how well that works
+        MODEL_CARD.md         the same for people
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from service.errors import BundleError
+from service.images import InputSpec
+
+MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
+VERSION = re.compile(r"\d+(\.\d+){0,2}")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Document = TypeVar("Document", bound=_Document)
+
+
+class Figures(_Document):
+    """Measured on n images: accuracy and errors in [0, 1], NLL in nats."""
+
+    n: int
+    accuracy: Share
+    nll: float
+    brier: float
+    ece_15: Share
+
+
+class NullFigures(_Document):
+    """The ECE of a perfectly calibrated model with the same confidences."""
+
+    ece_15_mean: Share
+    ece_15_p95: Share
+    ece_15_p99: Share
+
+
+class SplitRecord(_Document):
+    """A split by the digest of its indices; n_errors counts the images the network gets wrong."""
+
+    n: int
+    n_errors: int
+    index_sha256: Sha256
+
+
+class Conformal(_Document):
+    """Split conformal prediction: labels of at least `threshold` probability cover the truth in 1 − alpha of cases."""
+
+    alpha: Share
+    threshold: float
+    n: int
+
+
+class Ood(_Document):
+    """An image whose energy is above `threshold` is flagged; `id_tpr` of held-out images are not."""
+
+    method: Literal["energy"]
+    threshold: float
+    id_tpr: Share
+
+
+class Parameters(_Document):
+    temperature: Annotated[float, Field(ge=0.05, le=20)]
+
+
+class CalibrationInput(_Document):
+    kind: Literal["logits"]
+    preprocessing_sha256: Sha256
+
+
+class TestVector(_Document):
+    """Raw logits and the calibrated probabilities every runtime must make of them."""
+
+    logits: list[float]
+    probabilities: list[float]
+
+
+class Metrics(_Document):
+    before: Figures
+    after: Figures
+    null: NullFigures
+
+
+class Calibration(_Document):
+    """calibration.json. `id` is the SHA-256 of everything else in it, so no two calibrations share one."""
+
+    schema_version: Literal[1]
+    id: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    model_sha256: Sha256
+    labels: list[str]
+    input: CalibrationInput
+    method: Literal["map_temperature"]
+    params: Parameters
+    data: dict[Literal["fit", "conformal", "eval"], SplitRecord]
+    metrics: Metrics
+    conformal: list[Conformal]
+    ood: Ood
+    created_by: dict[str, str]
+    test_vectors: list[TestVector]
+
+
+class Manifest(_Document):
+    """manifest.json."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    version: str
+    labels: list[str]
+    input: InputSpec
+    files: dict[str, Sha256]
+    training: dict[str, Any]
+    created_by: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were found whole."""
+
+    directory: Path
+    manifest: Manifest
+    calibration: Calibration
+
+    @property
+    def sha256(self) -> str:
+        """Names the served network and calibration: the digest of the ONNX graph."""
+        return self.calibration.model_sha256
+
+
+def load(directory: Path) -> Bundle:
+    """Read a bundle and check every file against the manifest. Raises BundleError."""
+    manifest = _read(directory / MANIFEST, Manifest)
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; restore the bundle or export it again.")
+        if digest(path) != expected:
+            raise BundleError(f"{path} is not the file its manifest describes; restore the bundle or export it again.")
+    if CALIBRATION not in manifest.files:
+        raise BundleError(f"{directory / MANIFEST} does not vouch for {CALIBRATION}; export the bundle again.")
+    calibration = _read(directory / CALIBRATION, Calibration)
+    _check(directory, manifest, calibration)
+    return Bundle(directory, manifest, calibration)
+
+
+def discover(root: Path, names: tuple[str, ...] = ()) -> dict[str, Bundle]:
+    """The newest version of each model under root, or of the named ones only. Raises BundleError."""
+    found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
+    missing = [name for name in names if name not in found]
+    if not found or missing:
+        raise BundleError(f"There is no bundle of {', '.join(missing) or 'any model'} under {root}; see python -m export.")
+    return {name: load(_newest(found[name])) for name in names or found}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_digest(document: Any) -> str:
+    """SHA-256 of a JSON document, whatever its layout."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def calibration_id(document: dict[str, Any]) -> str:
+    """The id of a calibration document, computed from everything in it but the id."""
+    return "sha256:" + canonical_digest({key: value for key, value in document.items() if key != "id"})
+
+
+def preprocessing_digest(spec: InputSpec) -> str:
+    """Names the way from picture to pixels that a calibration was fitted behind."""
+    return canonical_digest(TypeAdapter(InputSpec).dump_python(spec, mode="json"))
+
+
+def _newest(directory: Path) -> Path:
+    versions = [path for path in directory.iterdir() if VERSION.fullmatch(path.name)]
+    if not versions:
+        raise BundleError(f"{directory} holds no version (a folder named like 1 or 1.2); see python -m export.")
+    return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+
+
+def _read(path: Path, kind: type[Document]) -> Document:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); restore the bundle or export it again.") from error
+    except ValidationError as error:
+        raise BundleError(f"{path} is not valid: {error}") from error
+
+
+def _check(directory: Path, manifest: Manifest, calibration: Calibration) -> None:
+    document = calibration.model_dump(mode="json")
+    claims = {
+        "the id does not match the content": calibration.id == calibration_id(document),
+        "it belongs to another model.onnx": manifest.files.get("model.onnx") == calibration.model_sha256,
+        "its labels are not the manifest's": manifest.labels == calibration.labels,
+        "it was fitted behind other preprocessing": calibration.input.preprocessing_sha256
+        == preprocessing_digest(manifest.input),
+        "it names no prediction-set threshold": bool(calibration.conformal),
+    }
+    for complaint, holds in claims.items():
+        if not holds:
+            raise BundleError(f"{directory / CALIBRATION} cannot be trusted: {complaint}; export the bundle again.")

@@ -1,0 +1,164 @@
+"""The OpenAPI document of the contract."""
+
+from typing import Any
+
+from service.errors import Problem
+
+_JSON = "application/json"
+
+
+def document(version: str) -> dict[str, Any]:
+    """OpenAPI 3.1 for every route this service answers itself."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "TrueOdds",
+            "version": version,
+            "description": "Image classification whose probabilities mean what they say.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": {
+            "/v1/models": {"get": _get("List the models", "ModelList", {})},
+            "/v1/models/{name}": {"get": _get("Describe a model", "Model", _problems(404, 503), [_NAME])},
+            "/v1/models/{name}/classify": {"post": _CLASSIFY},
+            "/livez": {"get": _get("Is this worker alive?", "Status", {})},
+            "/readyz": {"get": _get("Is every model loaded and warm?", "Status", _problems(503))},
+        },
+        "components": {"schemas": _SCHEMAS},
+    }
+
+
+def _ref(schema: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    return {_JSON: {"schema": schema}}
+
+
+def _problems(*statuses: int) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _ref("Problem")}}
+    return {str(status): {"description": _TITLES[status], "content": content} for status in statuses}
+
+
+def _get(
+    summary: str, schema: str, problems: dict[str, Any], parameters: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    found = {"200": {"description": "OK", "content": _content(_ref(schema))}}
+    return {"summary": summary, "parameters": parameters or [], "responses": found | problems}
+
+
+def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": required | (optional or {})}
+
+
+def _titles(kind: type[Problem]) -> dict[int, str]:
+    titles = {kind.status: kind.title}
+    for child in kind.__subclasses__():
+        titles |= {status: title for status, title in _titles(child).items() if status not in titles}
+    return titles
+
+
+_TITLES = _titles(Problem)
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": "digits"}
+_STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_BOOLEAN, _STRINGS = {"type": "boolean"}, {"type": "array", "items": {"type": "string"}}
+_PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
+_BINARY = {"type": "string", "format": "binary"}
+
+_CLASSIFY = {
+    "summary": "Classify one image, or several",
+    "description": "One image gives one result; a form of several gives `results`, in order, a bad file costing no other.",
+    "parameters": [
+        _NAME,
+        {
+            "name": "top_k",
+            "in": "query",
+            "description": "How many classes to list, the likeliest first.",
+            "schema": {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}], "default": 3},
+        },
+        {
+            "name": "logits",
+            "in": "query",
+            "description": "Add the network's raw outputs, in the order of the model's labels.",
+            "schema": {"type": "boolean", "default": False},
+        },
+        {"name": "x-request-id", "in": "header", "schema": {"type": "string", "maxLength": 128}},
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
+            "multipart/form-data": {
+                "schema": _object({"file": {"type": "array", "items": _BINARY, "minItems": 1}}),
+            },
+        },
+    },
+    "responses": {
+        "200": {"description": "OK", "content": _content({"anyOf": [_ref("Result"), _ref("Results")]})},
+        **_problems(400, 404, 405, 408, 413, 415, 422, 503),
+    },
+}
+
+_SCHEMAS: dict[str, Any] = {
+    "Problem": _object({"type": _STRING, "title": _STRING, "status": _INTEGER, "detail": _STRING, "request_id": _STRING}),
+    "Status": _object({"status": _STRING}, {"models": _STRINGS}),
+    "Prediction": _object(
+        {
+            "label": _STRING,
+            "class_index": _INTEGER,
+            "probability": _PROBABILITY,
+            "uncalibrated_probability": _PROBABILITY,
+        }
+    ),
+    "Result": _object(
+        {
+            "request_id": _STRING,
+            "model": _object({"name": _STRING, "version": _STRING, "sha256": _STRING}),
+            "predictions": {"type": "array", "items": _ref("Prediction")},
+            "prediction_set": _object({"labels": _STRINGS, "coverage": _PROBABILITY, "method": _STRING}),
+            "abstain": _BOOLEAN,
+            "ood": _object({"score": _NUMBER, "method": _STRING, "threshold": _NUMBER, "is_ood": _BOOLEAN}),
+            "calibration": _object(
+                {
+                    "id": _STRING,
+                    "method": _STRING,
+                    "ece_15": _PROBABILITY,
+                    "ece_null_p99": _PROBABILITY,
+                    "n_fit": _INTEGER,
+                    "valid_for": {"type": ["string", "null"], "enum": ["in_distribution", None]},
+                }
+            ),
+        },
+        {"logits": {"type": "array", "items": _NUMBER}},
+    ),
+    "Results": _object(
+        {"results": {"type": "array", "items": {"anyOf": [_ref("Result"), _object({"error": _ref("Problem")})]}}}
+    ),
+    "ModelSummary": _object(
+        {
+            "name": _STRING,
+            "version": _STRING,
+            "sha256": _STRING,
+            "labels": _STRINGS,
+            "accuracy": _PROBABILITY,
+            "ece_15": _PROBABILITY,
+        }
+    ),
+    "ModelList": _object({"models": {"type": "array", "items": _ref("ModelSummary")}}),
+    "Model": _object(
+        {
+            "name": _STRING,
+            "version": _STRING,
+            "sha256": _STRING,
+            "labels": _STRINGS,
+            "input": {"type": "object"},
+            "files": {"type": "object", "additionalProperties": _STRING},
+            "backend": _object({"name": _STRING, "device": _STRING}),
+            "training": {"type": "object"},
+            "calibration": {"type": "object"},
+            "created_by": {"type": "object", "additionalProperties": _STRING},
+        }
+    ),
+}

@@ -1,0 +1,90 @@
+"""The settings, each from one environment variable; the only reader of the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from service.backends import Device
+from service.errors import SettingError
+
+PREFIX = "TRUEODDS_"
+BUNDLES = Path(__file__).parent.parent / "models" / "bundles"
+
+
+def _comma_separated(value: object) -> object:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Every field is set by TRUEODDS_<NAME>; docs/settings.md tells people about each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundles: Path = BUNDLES
+    models: Annotated[tuple[str, ...], BeforeValidator(_comma_separated)] = ()
+    backend: Literal["onnx", "torchscript"] = "onnx"
+    device: Device = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+    max_batch_size: Positive = 32
+    max_queue_size: Positive = 1024
+    max_wait_ms: Positive = 10_000
+    max_body_bytes: Positive = 10 * 1024 * 1024
+    max_pixels: Positive = 25_000_000
+    max_images: Positive = 256
+    body_timeout_s: Positive = 30
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises SettingError for a variable that is unknown or makes no sense."""
+        given = {
+            key.removeprefix(PREFIX).lower(): value for key, value in environment.items() if key.startswith(PREFIX)
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise SettingError("; ".join(map(_complaint, error.errors()))) from error
+
+    @property
+    def worker_count(self) -> int:
+        """Processes: as set, else one for each core this process may use."""
+        return self.workers or available_cores()
+
+    @property
+    def thread_count(self) -> int:
+        """Threads within one inference: as set, else so that all workers together fill the cores and no more."""
+        return self.threads or max(1, available_cores() // self.worker_count)
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may really use: its affinity mask and its control group's quota, at least one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, int(_quota(cgroup) or allowed)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """CPUs granted by cgroup v2's cpu.max or v1's cfs quota; None for no limit."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def _complaint(error: object) -> str:
+    assert isinstance(error, dict)
+    name = PREFIX + str(error["loc"][0]).upper()
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
+        return f"{name} is not a setting; the settings are {known}"
+    return f"{name}={error['input']!r}: {error['msg']}"
