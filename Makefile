@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PORT ?= 3000
 HOST ?= 127.0.0.1
+MODEL ?= digits
+VERSION ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 # The GPU build where there is an NVIDIA driver; GPU=0 or GPU=1 decides otherwise.
@@ -22,8 +24,7 @@ help: ## list the targets
 
 serve: $(VENV)/serve ## serve both models on PORT (3000), HOST (127.0.0.1)
 	@mkdir -p $(BENTOML_HOME)
-	@$(BIN)/python -m service.preflight --host $(HOST) --port $(PORT)
-	@exec $(BIN)/bentoml serve --host $(HOST) --port $(PORT)
+	@exec $(BIN)/python -m service --host $(HOST) --port $(PORT)
 
 test: $(VENV)/dev ## every check and test (under 15 minutes)
 	$(MAKE) --no-print-directory check
@@ -45,8 +46,8 @@ format: $(VENV)/dev ## format the code
 train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
 	$(BIN)/python -m models.train $(MODEL)
 
-export: $(VENV)/dev ## export MODEL as a bundle
-	$(BIN)/python -m export $(MODEL)
+export: $(VENV)/dev ## export MODEL as bundle VERSION (1)
+	$(BIN)/python -m export $(MODEL) --version $(VERSION)
 
 load: $(VENV)/dev ## post test images to a running service; prints percentiles, writes an HTML report
 	$(BIN)/python -m loadtest --host http://localhost:$(PORT)

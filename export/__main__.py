@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -13,11 +12,12 @@ from torch import nn
 
 from export import onnx, torchscript
 from export.calibrate import fit, held_out
-from export.documents import write_documents
+from export.documents import Export, write_documents
 from export.graph import CalibratedGraph
 from export.parity import ParityError, verify
 from models import MODELS, weights_path
-from models.datasets import DATASETS, DataError
+from models.datasets import DATASETS
+from models.formats import DataError
 from service import bundle
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
@@ -66,10 +66,10 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
             worst = verify(graph, backend.load(staging, "cpu", 1), held.eval.pixels, form)
             print(f"{form}: {len(held.eval.pixels):,} test images agree, logits within {worst:.1e}")
         training = json.loads(weights.with_suffix(".json").read_text())
-        write_documents(staging, name, version, spec, held, fitted, training)
+        write_documents(staging, Export(name, version, spec, held, fitted, training))
         bundle.load(staging)
         staging.chmod(0o755)
-        os.rename(staging, destination)
+        staging.rename(destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     print(f"wrote {destination}")

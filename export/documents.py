@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -25,86 +26,98 @@ from service.bundle import (
     preprocessing_digest,
 )
 from service.calibration import softmax
-from service.images import InputSpec
+from service.images import InputSpec, Pixels
 
 CARD = "MODEL_CARD.md"
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 TEST_VECTORS = 32
 
 
-def write_documents(
-    directory: Path, name: str, version: str, spec: InputSpec, held: HeldOut, fitted: Fitted, training: dict[str, Any]
-) -> None:
+@dataclass(frozen=True)
+class Export:
+    """What is known of a model when its forms have been written. training is the record of its training run."""
+
+    name: str
+    version: str
+    input: InputSpec
+    held: HeldOut
+    fitted: Fitted
+    training: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(DATASETS[self.training["dataset"]].labels)
+
+
+def write_documents(directory: Path, export: Export) -> None:
     """Describe the exported forms that lie in `directory`, from what they answer on the test set."""
-    backend = onnx_backend.load(directory, "cpu", 1)
-    pixels = held.eval.pixels
-    answers = Outputs.concatenate([backend.forward(pixels[start : start + 500]) for start in range(0, len(pixels), 500)])
-    labels = list(DATASETS[training["dataset"]].labels)
-    versions = {"python": platform.python_version()} | {
-        package: installed(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
-    }
-    calibration = _calibration(directory, labels, spec, held, fitted, answers, versions)
+    calibration = _calibration(directory, export)
     _write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
-    (directory / CARD).write_text(_card(name, version, labels, calibration, training, directory))
+    (directory / CARD).write_text(_card(directory, export, calibration))
+    # The manifest vouches for every other file, so it is written last.
     manifest = Manifest(
         schema_version=1,
-        name=name,
-        version=version,
-        labels=labels,
-        input=spec,
+        name=export.name,
+        version=export.version,
+        labels=export.labels,
+        input=export.input,
         files={path.name: digest(path) for path in sorted(directory.iterdir())},
-        training={key: value for key, value in training.items() if key != "history"},
-        created_by=versions,
+        training={key: value for key, value in export.training.items() if key != "history"},
+        created_by=_versions(),
     )
     _write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
 
 
-def _calibration(
-    directory: Path,
-    labels: list[str],
-    spec: InputSpec,
-    held: HeldOut,
-    fitted: Fitted,
-    answers: Outputs,
-    versions: dict[str, str],
-) -> Calibration:
+def _calibration(directory: Path, export: Export) -> Calibration:
+    held, fitted = export.held, export.fitted
+    answers = _test_answers(directory, held.eval.pixels)
     chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int)
-    vectors = [
-        TestVector(logits=answers.logits[i].tolist(), probabilities=answers.probabilities[i].tolist()) for i in chosen
-    ]
     calibration = Calibration(
         schema_version=1,
         id="sha256:" + "0" * 64,
         model_sha256=digest(directory / onnx_backend.FILE),
-        labels=labels,
-        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(spec)),
+        labels=export.labels,
+        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(export.input)),
         method="map_temperature",
         params=Parameters(temperature=fitted.temperature),
         data={"fit": held.fit.record(), "conformal": held.conformal.record(), "eval": held.eval.record()},
         metrics=measure(softmax(answers.logits), answers.probabilities, held.eval.labels),
         conformal=fitted.conformal,
         ood=fitted.ood,
-        created_by=versions,
-        test_vectors=vectors,
+        created_by=_versions(),
+        test_vectors=[
+            TestVector(logits=answers.logits[i].tolist(), probabilities=answers.probabilities[i].tolist())
+            for i in chosen
+        ],
     )
     return calibration.model_copy(update={"id": calibration_id(calibration.model_dump(mode="json"))})
+
+
+def _test_answers(directory: Path, pixels: Pixels) -> Outputs:
+    """What the written ONNX form answers on the test images: the figures published are those of the file itself."""
+    backend = onnx_backend.load(directory, "cpu", 1)
+    return Outputs.concatenate([backend.forward(pixels[start : start + 500]) for start in range(0, len(pixels), 500)])
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: installed(package) for package in PACKAGES}
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
-def _card(
-    name: str, version: str, labels: list[str], calibration: Calibration, training: dict[str, Any], directory: Path
-) -> str:
+def _card(directory: Path, export: Export, calibration: Calibration) -> str:
+    training = export.training
     before, after, null = calibration.metrics.before, calibration.metrics.after, calibration.metrics.null
     sizes = "\n".join(
         f"| `{path.name}` | {path.stat().st_size / 1e6:.2f} MB |" for path in sorted(directory.glob("model.*"))
     )
     fitted_on, thresholds_on = calibration.data["fit"], calibration.data["conformal"]
     served = calibration.conformal[0]
-    return f"""# {name}, version {version}
+    return f"""# {export.name}, version {export.version}
 
-Classifies an image as one of {len(labels)}: {", ".join(labels)}.
+Classifies an image as one of {len(export.labels)}: {", ".join(export.labels)}.
 
 ## Training
 
@@ -132,10 +145,11 @@ A perfectly calibrated model with the same confidences would score an expected c
 
 ## Calibration
 
-Temperature {calibration.params.temperature:.4f}, the maximum a posteriori under ln T ~ N(0, 0.5²), fitted on {fitted_on.n:,}
-held-out images of which the network gets {fitted_on.n_errors} wrong. Prediction sets cover {1 - served.alpha:.0%} (LAC, split
-conformal on {thresholds_on.n:,} further images). An image whose energy exceeds {calibration.ood.threshold:.3f} is flagged as out of
-distribution; {1 - calibration.ood.id_tpr:.0%} of ordinary images are. None of this is promised for other kinds of images.
+Temperature {calibration.params.temperature:.4f}, the maximum a posteriori under ln T ~ N(0, 0.5²), fitted on
+{fitted_on.n:,} held-out images of which the network gets {fitted_on.n_errors} wrong.
+Prediction sets cover {1 - served.alpha:.0%} (LAC, split conformal on {thresholds_on.n:,} further images).
+An image whose energy exceeds {calibration.ood.threshold:.3f} is flagged as out of distribution;
+{1 - calibration.ood.id_tpr:.0%} of ordinary images are. None of this is promised for other kinds of images.
 
 ## Files
 

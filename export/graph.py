@@ -12,6 +12,12 @@ class CalibratedGraph(nn.Module):
     Normalisation and calibration are part of it, their parameters named buffers.
     """
 
+    mean: Tensor
+    std: Tensor
+    temperature: Tensor
+    prediction_set_threshold: Tensor
+    energy_threshold: Tensor
+
     def __init__(
         self, net: nn.Module, spec: InputSpec, temperature: float, set_threshold: float, energy_threshold: float
     ) -> None:

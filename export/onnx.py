@@ -37,7 +37,14 @@ def write(graph: CalibratedGraph, spec: InputSpec, path: Path) -> None:
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     # The exporter notes beside every node which line of which file, on this machine, it came from.
-    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+    ):
         del part.metadata_props[:]
         part.doc_string = ""
     return model

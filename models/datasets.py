@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.downloads import DownloadError, RemoteFile, download, sha256_of
+from models.formats import (
+    ARRAYS,
+    Arrays,
+    DataError,
+    Pixels,
+    read_cifar10_archive,
+    read_idx,
+    read_npz,
+    read_sprite,
+    reading,
+)
 from service.images import InputSpec, to_pixels
 
-Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]
-
-
-class DataError(Exception):
-    """Data that is missing or is not what it should be; names the file and how to get it."""
+# A folder of data kept beside the checkout.
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @dataclass(frozen=True)
@@ -48,17 +57,43 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Source:
-    """How a data set is read and what its networks are fed.
+class Form:
+    """One way a directory may hold a data set: its files and how to read them. sha256: of files known to the byte."""
 
+    files: tuple[str, ...]
+    read: Callable[[Path], Arrays]
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def missing(self, directory: Path) -> list[str]:
+        return [file for file in self.files if not (directory / file).is_file()]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, how it is checked and split, and what its networks are fed.
+
+    repacked: the form with lossless images that Pillow and numpy read.
+    remotes, read_remotes: the files as the authors publish them, and how to read those.
+    shape: of one image.
+    digests: SHA-256 of arrays, for those that are the same in both forms.
     held_back: training images kept from training for each of the two calibration splits.
     """
 
-    load: Callable[[Path], Dataset]
+    repacked: Form
+    remotes: tuple[RemoteFile, ...]
+    read_remotes: Callable[[Path], Arrays]
+    shape: tuple[int, ...]
+    digests: dict[str, str]
     labels: tuple[str, ...]
     n_train: int
+    n_test: int
     held_back: int
     input: InputSpec
+
+    @property
+    def canonical(self) -> Form:
+        names = tuple(remote.name for remote in self.remotes)
+        return Form(names, self.read_remotes, {remote.name: remote.sha256 for remote in self.remotes})
 
 
 DIGITS = tuple("0123456789")
@@ -66,7 +101,26 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def load(name: str, directory: Path | None = None) -> Dataset:
-    return DATASETS[name].load(directory or Path(os.environ.get("DATA_DIR", "../shared/data")))
+    """Read a data set, in either form, from the directory given, or else from DATA_DIR if that is set.
+
+    Where neither is, SHARED and then the cache directory are searched, and what is in neither is downloaded into the
+    cache. Raises DataError if the data is missing and cannot be had, or is damaged.
+    """
+    source = DATASETS[name]
+    chosen = directory or _data_dir()
+    for place in [chosen] if chosen else [SHARED, cache_directory()]:
+        for form in (source.repacked, source.canonical):
+            if not form.missing(place):
+                return _read(name, form, place)
+    if chosen:
+        # A place someone named is never quietly replaced by another.
+        raise DataError(_absent(name, chosen))
+    return _read(name, source.canonical, _downloaded(name))
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: trueodds in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trueodds"
 
 
 def splits(name: str) -> Splits:
@@ -96,42 +150,139 @@ def indices_digest(indices: Indices) -> str:
     return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
 
-def _load_mnist(directory: Path) -> Dataset:
-    with np.load(directory / "mnist.npz") as file:
-        return Dataset(
-            "mnist",
-            file["x_train"],
-            file["y_train"].astype(np.int64),
-            file["x_test"],
-            file["y_test"].astype(np.int64),
-        )
+def _data_dir() -> Path | None:
+    value = os.environ.get("DATA_DIR")
+    return Path(value) if value else None
 
 
-def _load_cifar10(directory: Path) -> Dataset:
-    train = np.concatenate([_tiles(directory / f"cifar10_train_{k}.webp") for k in range(1, 6)])
-    with np.load(directory / "cifar10_labels.npz") as file:
-        y_train, y_test = file["y_train"].astype(np.int64), file["y_test"].astype(np.int64)
-    return Dataset("cifar10", train, y_train, _tiles(directory / "cifar10_test.webp"), y_test)
+def _absent(name: str, directory: Path) -> str:
+    source = DATASETS[name]
+    repacked, canonical = (", ".join(form.missing(directory)) for form in (source.repacked, source.canonical))
+    published, _, _ = source.remotes[0].urls[0].rpartition("/")
+    return (
+        f"{name} is not in {directory}. Missing: {canonical} (from {published}), or instead {repacked}. Put them "
+        f"there, set DATA_DIR to the directory that holds them, or unset it to have the data set downloaded"
+    )
 
 
-def _tiles(path: Path) -> Pixels:
-    """A sprite of 100 × 100 tiles of 32 × 32, row by row → (10000, 32, 32, 3)."""
-    sprite = np.asarray(Image.open(path).convert("RGB"))
-    return sprite.reshape(100, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
+def _downloaded(name: str) -> Path:
+    """The cache directory, with what it lacked of the canonical files fetched. Raises DataError."""
+    source, directory = DATASETS[name], cache_directory()
+    missing = source.canonical.missing(directory)
+    for remote in source.remotes:
+        if remote.name in missing:
+            try:
+                download(remote, directory)
+            except DownloadError as error:
+                raise DataError(
+                    f"{name}: {remote.name} could not be downloaded ({error}). Try again to resume, put the file at "
+                    f"{directory / remote.name}, or set DATA_DIR to a directory that holds the data set"
+                ) from error
+    return directory
 
+
+def _read(name: str, form: Form, directory: Path) -> Dataset:
+    """Raises DataError if a file is damaged or the arrays are not the data set's."""
+    for file, expected in form.sha256.items():
+        with reading(directory / file) as path:
+            if sha256_of(path) != expected:
+                raise ValueError(f"its SHA-256 is not {expected}")
+    arrays = form.read(directory)
+    for array in ARRAYS:
+        fault = _fault(DATASETS[name], array, arrays[array])
+        if fault:
+            raise DataError(f"{', '.join(form.files)} in {directory}: this is not {name}: {array} {fault}")
+    y_train, y_test = (arrays[labels].astype(np.int64) for labels in ("y_train", "y_test"))
+    return Dataset(name, arrays["x_train"], y_train, arrays["x_test"], y_test)
+
+
+def _fault(source: Source, array: str, values: Pixels) -> str | None:
+    kind, _, part = array.partition("_")
+    n = source.n_train if part == "train" else source.n_test
+    shape = (n, *source.shape) if kind == "x" else (n,)
+    if values.shape != shape or values.dtype != np.uint8:
+        return f"is {values.dtype} {values.shape}, not uint8 {shape}"
+    expected = source.digests.get(array)
+    if expected and hashlib.sha256(values.tobytes()).hexdigest() != expected:
+        return f"has a SHA-256 other than {expected}"
+    return None
+
+
+def _read_repacked_mnist(directory: Path) -> Arrays:
+    return read_npz(directory / "mnist.npz", ARRAYS)
+
+
+def _read_repacked_cifar10(directory: Path) -> Arrays:
+    train = np.concatenate([read_sprite(directory / f"cifar10_train_{k}.webp") for k in range(1, 6)])
+    test = read_sprite(directory / "cifar10_test.webp")
+    return {"x_train": train, "x_test": test, **read_npz(directory / "cifar10_labels.npz", ("y_train", "y_test"))}
+
+
+def _read_idx_mnist(directory: Path) -> Arrays:
+    return {array: read_idx(directory / remote.name) for array, remote in zip(ARRAYS, MNIST_FILES, strict=True)}
+
+
+def _read_archived_cifar10(directory: Path) -> Arrays:
+    return read_cifar10_archive(directory / CIFAR10_ARCHIVE.name)
+
+
+def _mnist_file(name: str, size: int, sha256: str) -> RemoteFile:
+    servers = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
+    return RemoteFile(name, size, sha256, tuple(f"{server}/{name}" for server in servers))
+
+
+# In the order of ARRAYS.
+MNIST_FILES = (
+    _mnist_file(
+        "train-images-idx3-ubyte.gz", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+    ),
+    _mnist_file(
+        "train-labels-idx1-ubyte.gz", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+    ),
+    _mnist_file(
+        "t10k-images-idx3-ubyte.gz", 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+    ),
+    _mnist_file("t10k-labels-idx1-ubyte.gz", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+)
+CIFAR10_ARCHIVE = RemoteFile(
+    "cifar-10-python.tar.gz",
+    170_498_071,
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+)
+CIFAR10_SPRITES = tuple(f"cifar10_{part}.webp" for part in (*(f"train_{k}" for k in range(1, 6)), "test"))
 
 DATASETS: dict[str, Source] = {
     "mnist": Source(
-        _load_mnist,
+        repacked=Form(("mnist.npz",), _read_repacked_mnist),
+        remotes=MNIST_FILES,
+        read_remotes=_read_idx_mnist,
+        shape=(28, 28),
+        digests={
+            "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+            "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+            "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+            "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+        },
         labels=DIGITS,
         n_train=60_000,
+        n_test=10_000,
         held_back=5000,
         input=InputSpec("digit", 32, 32, mean=(0.1,) * 3, std=(0.275,) * 3),
     ),
     "cifar10": Source(
-        _load_cifar10,
+        repacked=Form((*CIFAR10_SPRITES, "cifar10_labels.npz"), _read_repacked_cifar10),
+        remotes=(CIFAR10_ARCHIVE,),
+        read_remotes=_read_archived_cifar10,
+        shape=(32, 32, 3),
+        # Of the labels alone: 92 of the 60,000 repacked images come from a JPEG copy.
+        digests={
+            "y_train": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+            "y_test": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+        },
         labels=CIFAR10,
         n_train=50_000,
+        n_test=10_000,
         held_back=2500,
         input=InputSpec("photo", 32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     ),

@@ -1,4 +1,4 @@
-"""LeNet-5 as the course notes draw it for colour input (after LeCun et al. 1998, section II.B; Ng, Deep Learning, course 4).
+"""LeNet-5 as the course notes draw it for colour input (Ng, Deep Learning, course 4; LeCun et al. 1998, section II.B).
 
 | layer | kernel | output (N, C, H, W) | parameters |
 | --- | --- | --- | --- |
@@ -40,7 +40,7 @@ class LeNet5(nn.Module):
         x = self.pool(self.activation(self.conv1(x)))
         x = self.pool(self.activation(self.conv2(x)))
         x = self.activation(self.fc1(x.flatten(1)))
-        return self.fc3(self.activation(self.fc2(x)))  # type: ignore[no-any-return]
+        return self.fc3(self.activation(self.fc2(x)))
 
 
 def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]:
@@ -50,7 +50,7 @@ def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRSc
 
 
 def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn by up to 12°, scale by up to 12 %, slant by up to 0.2 and shift by up to 1.5 pixels. (B, 3, H, W) → the same."""
+    """Turn up to 12°, scale up to 12 %, slant up to 0.2 and shift up to 1.5 pixels. (B, 3, H, W) → the same."""
 
     def uniform(limit: float) -> Tensor:
         return (2 * torch.rand(len(images), generator=generator) - 1) * limit

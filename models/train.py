@@ -6,7 +6,6 @@ an uninterrupted one.
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import sys
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from models import MODELS, weights_path
 from models.datasets import Splits, load, normalise, pixels, splits
 from models.evaluate import Score, score
+from models.formats import DataError
 from models.recipe import Recipe, Schedule
 
 RUNS = Path("runs")
@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         train(arguments.name, arguments.seed, arguments.epochs, torch.device(arguments.device))
+    except DataError as error:
+        print(f"models.train: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command resumes from {RUNS / arguments.name}", file=sys.stderr)
         return 130
@@ -160,7 +163,7 @@ class Checkpoint:
         }
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
     def restore(self) -> Progress:
         """The progress on disk, loaded into network and optimisers; a fresh one if there is none."""
@@ -210,9 +213,9 @@ def _write_weights(name: str, net: nn.Module, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, partial)
-    os.replace(partial, path)
+    partial.replace(path)
     partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, path.with_suffix(".json"))
+    partial.replace(path.with_suffix(".json"))
     print(f"wrote {path} and {path.with_suffix('.json')}")
 
 

@@ -8,13 +8,15 @@
 | block 3 | 3 × 3, pool 2, 3 × 3 | N, 256, 3, 3 |
 | head | max pool 3, linear | N, 10 |
 
-1,972,504 parameters and 118 million multiply-adds (237 MFLOP) an image.
+1,972,792 parameters and 118 million multiply-adds (237 MFLOP) an image.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from models.muon import Muon
 from models.recipe import Recipe, Schedule
@@ -58,8 +60,13 @@ class WhitenedVGG(nn.Module):
         self.pool = nn.MaxPool2d(3)
         self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
         with torch.no_grad():
-            nn.init.zeros_(self.whiten.bias)
+            self.whiten_bias.zero_()
             self.head.weight.div_(self.head.weight.std())
+
+    @property
+    def whiten_bias(self) -> Tensor:
+        assert self.whiten.bias is not None
+        return self.whiten.bias
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.activation(self.whiten(x)))
@@ -101,17 +108,16 @@ def _bias_only_norm(width: int) -> nn.BatchNorm2d:
     return norm
 
 
-def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LambdaLR]]:
+def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]:
     """Muon for the convolutions; Nesterov SGD, each at its own rate, for biases and head; all fall linearly to 0."""
     assert isinstance(net, WhitenedVGG)
     filters = [p for p in net.blocks.parameters() if p.ndim == 4 and p.requires_grad]
     biases = [p for p in net.blocks.parameters() if p.ndim == 1 and p.requires_grad]
 
-    def group(params: list[nn.Parameter], rate: float) -> dict[str, object]:
+    def group(params: Sequence[Tensor], rate: float) -> dict[str, object]:
         return {"params": params, "lr": rate * schedule.batch_size, "weight_decay": DECAY_PER_IMAGE / rate}
 
-    assert net.whiten.bias is not None
-    groups = [group([net.whiten.bias], BIAS_RATE), group(biases, BIAS_RATE), group([net.head.weight], HEAD_RATE)]
+    groups = [group([net.whiten_bias], BIAS_RATE), group(biases, BIAS_RATE), group([net.head.weight], HEAD_RATE)]
     sgd = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
     muon = Muon(filters, lr=0.21, momentum=0.6)
 

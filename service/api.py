@@ -9,7 +9,7 @@ from bentoml.exceptions import InvalidArgument, NotFound, ServiceUnavailable
 
 from service import VERSION, bundle, images, registry
 from service.answers import Options
-from service.bentoml_seam import FrontedService
+from service.bentoml_seam import BENTOML_PATHS, fronted_service
 from service.classifier import Classifier
 from service.errors import Problem, UndecodableImage
 from service.http import Front
@@ -35,17 +35,17 @@ class Api:
         self.metrics.served(models)
         self.classifier = Classifier(models, SETTINGS.max_pixels, available_cores())
 
-    @bentoml.on_deployment
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check_bundles() -> None:
         """Refuse to start rather than start workers that cannot."""
         bundle.discover(SETTINGS.bundles, SETTINGS.models)
 
-    @bentoml.api(route=PIXELS_ROUTE)
-    async def classify_pixels(self, pixels: np.ndarray, model: str, top_k: int = 3) -> dict[str, Any]:  # type: ignore[type-arg]
-        """Classify an array of pixels from 0 to 255: one image (H, W), (H, W, 3) or (H, W, 4), or several (N, H, W, 3)."""
+    @bentoml.api(route=PIXELS_ROUTE)  # type: ignore[untyped-decorator]
+    async def classify_pixels(self, pixels: np.ndarray, model: str, top_k: int = 3) -> dict[str, Any]:
+        """Classify pixels from 0 to 255: one image (H, W), (H, W, 3) or (H, W, 4), or several (N, H, W, 3)."""
         try:
-            served = self.classifier.registry[model]
+            served = self.classifier.registry.named(model)
             options = Options(check_top_k(top_k, len(served.bundle.manifest.labels)))
             several = pixels.ndim == 4
             spec = served.bundle.manifest.input
@@ -58,23 +58,20 @@ class Api:
         answer: dict[str, Any] = orjson.loads(encode({"results": results} if several else results[0]))
         return answer
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         self.classifier.close()
 
 
 BENTOML_ERRORS = {404: NotFound, 503: ServiceUnavailable}
 
-FRONT = Front(frozenset({PIXELS_ROUTE}), SETTINGS, document(VERSION))
-
-TrueOdds = FrontedService(
+TrueOdds = fronted_service(
+    Front(BENTOML_PATHS | {PIXELS_ROUTE}, SETTINGS, document(VERSION)),
+    Api,
     name="trueodds",
-    inner=Api,
     config={
         "workers": SETTINGS.worker_count,
         "traffic": {"timeout": 60},
         "logging": {"access": {"enabled": False}},
     },
 )
-TrueOdds.put_in_front = FRONT.before
-TrueOdds.on_start = lambda api: FRONT.started(api.classifier, api.metrics)

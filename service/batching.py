@@ -125,12 +125,10 @@ class Batcher:
         try:
             outputs = self._forward(np.concatenate([waiting.pixels for waiting in batch]))
             answers: list[Outputs | Exception] = list(outputs.split([len(waiting.pixels) for waiting in batch]))
+            self._report(BatchReport(len(outputs), started - batch[0].since, time.perf_counter() - started))
         except Exception as error:
             # One image must not cost its neighbours their answers.
-            answers = [error] if len(batch) == 1 else [self._infer([waiting])[0] for waiting in batch]
-            return answers
-        size = sum(len(waiting.pixels) for waiting in batch)
-        self._report(BatchReport(size, started - batch[0].since, time.perf_counter() - started))
+            return [error] if len(batch) == 1 else [self._infer([waiting])[0] for waiting in batch]
         return answers
 
     def _settle(self, batch: list[_Waiting], answers: list[Outputs | Exception]) -> None:

@@ -1,11 +1,11 @@
 """A bundle: one version of one model, with all that is needed to serve it and to check that it is what it says.
 
-    <root>/<name>/<version>/
-        manifest.json         what this is, and the SHA-256 of every other file
-        model.onnx            the calibrated graph for ONNX Runtime
-        model.torchscript.pt  the same for TorchScript
-        calibration.json      how it was calibrated and how well that works
-        MODEL_CARD.md         the same for people
+<root>/<name>/<version>/
+    manifest.json         what this is, and the SHA-256 of every other file
+    model.onnx            the calibrated graph for ONNX Runtime
+    model.torchscript.pt  the same for TorchScript
+    calibration.json      how it was calibrated and how well that works
+    MODEL_CARD.md         the same for people
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.calibration import softmax
 from service.errors import BundleError
 from service.images import InputSpec
 
@@ -25,6 +27,9 @@ VERSION = re.compile(r"\d+(\.\d+){0,2}")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Labels = Annotated[list[str], Field(min_length=1)]
+# A file of the bundle's own directory, never a way out of it.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 
 class _Document(BaseModel):
@@ -63,7 +68,7 @@ class SplitRecord(_Document):
 class Conformal(_Document):
     """Split conformal prediction: labels of at least `threshold` probability cover the truth in 1 − alpha of cases."""
 
-    alpha: Share
+    alpha: Annotated[float, Field(gt=0, lt=1)]
     threshold: float
     n: int
 
@@ -104,7 +109,7 @@ class Calibration(_Document):
     schema_version: Literal[1]
     id: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     model_sha256: Sha256
-    labels: list[str]
+    labels: Labels
     input: CalibrationInput
     method: Literal["map_temperature"]
     params: Parameters
@@ -122,9 +127,9 @@ class Manifest(_Document):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     version: str
-    labels: list[str]
+    labels: Labels
     input: InputSpec
-    files: dict[str, Sha256]
+    files: dict[FileName, Sha256]
     training: dict[str, Any]
     created_by: dict[str, str]
 
@@ -161,11 +166,14 @@ def load(directory: Path) -> Bundle:
 
 def discover(root: Path, names: tuple[str, ...] = ()) -> dict[str, Bundle]:
     """The newest version of each model under root, or of the named ones only. Raises BundleError."""
-    found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+    found = {path.name: path for path in folders if not path.name.startswith(".")}
     missing = [name for name in names if name not in found]
     if not found or missing:
-        raise BundleError(f"There is no bundle of {', '.join(missing) or 'any model'} under {root}; see python -m export.")
-    return {name: load(_newest(found[name])) for name in names or found}
+        raise BundleError(
+            f"There is no bundle of {', '.join(missing) or 'any model'} under {root}; see python -m export."
+        )
+    return {name: _load_in_place(_newest(found[name])) for name in names or found}
 
 
 def digest(path: Path) -> str:
@@ -189,6 +197,15 @@ def preprocessing_digest(spec: InputSpec) -> str:
     return canonical_digest(TypeAdapter(InputSpec).dump_python(spec, mode="json"))
 
 
+def _load_in_place(directory: Path) -> Bundle:
+    """A bundle that lies where its manifest says, so that the name and version asked for are those answered with."""
+    bundle = load(directory)
+    name, version = bundle.manifest.name, bundle.manifest.version
+    if (name, version) != (directory.parent.name, directory.name):
+        raise BundleError(f"{directory} holds {name}/{version}; move the bundle there or export it again.")
+    return bundle
+
+
 def _newest(directory: Path) -> Path:
     versions = [path for path in directory.iterdir() if VERSION.fullmatch(path.name)]
     if not versions:
@@ -200,7 +217,9 @@ def _read(path: Path, kind: type[Document]) -> Document:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); restore the bundle or export it again.") from error
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); restore the bundle or export it again."
+        ) from error
     except ValidationError as error:
         raise BundleError(f"{path} is not valid: {error}") from error
 
@@ -214,7 +233,22 @@ def _check(directory: Path, manifest: Manifest, calibration: Calibration) -> Non
         "it was fitted behind other preprocessing": calibration.input.preprocessing_sha256
         == preprocessing_digest(manifest.input),
         "it names no prediction-set threshold": bool(calibration.conformal),
+        "it has too few images for a coverage it names": all(
+            np.ceil((found.n + 1) * (1 - found.alpha)) <= found.n for found in calibration.conformal
+        ),
+        "it does not tell its splits apart": len({split.index_sha256 for split in calibration.data.values()}) == 3,
+        "its test vectors are not what its temperature makes of them": _vectors_hold(calibration),
     }
     for complaint, holds in claims.items():
         if not holds:
             raise BundleError(f"{directory / CALIBRATION} cannot be trusted: {complaint}; export the bundle again.")
+
+
+def _vectors_hold(calibration: Calibration) -> bool:
+    """Whether there are test vectors, and softmax(logits / T) gives their probabilities to 1e-5."""
+    vectors, width = calibration.test_vectors, len(calibration.labels)
+    if not vectors or any({len(vector.logits), len(vector.probabilities)} != {width} for vector in vectors):
+        return False
+    logits = np.array([vector.logits for vector in vectors])
+    expected = np.array([vector.probabilities for vector in vectors])
+    return np.allclose(softmax(logits / calibration.params.temperature), expected, rtol=0, atol=1e-5)

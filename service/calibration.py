@@ -21,13 +21,13 @@ LOG_TEMPERATURE_RANGE = (np.log(1e-3), np.log(1e3))
 def softmax(logits: Floats) -> Floats:
     """(N, C) → (N, C), rows sum to 1."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def energy(logits: Floats) -> Floats:
     """−log Σ exp(logits) (Liu et al. 2020, equation 4), in nats; higher is stranger. (N, C) → (N,)."""
     peak = logits.max(axis=1)
-    return -(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1)))
+    return np.asarray(-(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))))
 
 
 def fit_temperature(logits: Floats, labels: Labels, prior_sd: float = LOG_TEMPERATURE_SD) -> float:
@@ -63,8 +63,8 @@ def lac_threshold(probabilities: Floats, labels: Labels, alpha: float) -> float:
     rank = int(np.ceil((n + 1) * (1 - alpha)))
     if rank > n:
         raise ValueError(f"coverage {1 - alpha:g} needs {int(np.ceil(1 / alpha)) - 1} held-out images, there are {n}")
-    scores = 1 - probabilities[np.arange(n), labels]
-    return float(1 - np.partition(scores, rank - 1)[rank - 1])
+    # The rank-th smallest score belongs to the rank-th largest probability; 1 − (1 − p) need not be p again.
+    return float(np.partition(probabilities[np.arange(n), labels], n - rank)[n - rank])
 
 
 def negative_log_likelihood(probabilities: Floats, labels: Labels) -> float:
@@ -81,11 +81,12 @@ def brier_score(probabilities: Floats, labels: Labels) -> float:
 
 
 def expected_calibration_error(confidences: Floats, correct: Bools, bins: int = BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins (k/bins, (k+1)/bins] (Guo et al. 2017, equation 3).
+    """Mean gap of confidence and accuracy over equal-width bins (k/bins, (k+1)/bins] (Guo et al. 2017, equation 3).
 
     confidences (N,) of the top label; correct (N,), whether that label is right.
     """
-    index = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    # Compared, not multiplied: rounding would move a confidence just above an edge into the bin below.
+    index = np.searchsorted(np.arange(1, bins) / bins, confidences.astype(np.float64), side="left")
     gaps = np.bincount(index, weights=correct - confidences.astype(np.float64), minlength=bins)
     return float(np.abs(gaps).sum() / len(confidences))
 
@@ -102,7 +103,5 @@ class Null:
 def calibration_error_null(confidences: Floats, draws: int = 1000, seed: int = 0) -> Null:
     """The ECE with labels redrawn from the model's own confidences (N,)."""
     rng = np.random.default_rng(seed)
-    errors = [
-        expected_calibration_error(confidences, rng.random(len(confidences)) < confidences) for _ in range(draws)
-    ]
+    errors = [expected_calibration_error(confidences, rng.random(len(confidences)) < confidences) for _ in range(draws)]
     return Null(float(np.mean(errors)), *(float(value) for value in np.percentile(errors, (95, 99))))

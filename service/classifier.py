@@ -1,11 +1,13 @@
 """From files to result objects: each is decoded alone, and only sound ones reach the batcher."""
 
 import asyncio
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from PIL.ImageFile import ImageFile
 
 from service import images
 from service.answers import Answers, Options
@@ -13,8 +15,8 @@ from service.errors import Problem
 from service.images import InputSpec, Pixels
 from service.registry import Registry, ServedModel
 
-# A picture of up to this many pixels is decoded on the event loop: a hop to a thread would cost more.
-PIXELS_DECODED_ON_LOOP = 128 * 128
+# A file of up to so many bytes and pixels is decoded on the event loop: a hop to a thread would cost more.
+BYTES_DECODED_ON_LOOP, PIXELS_DECODED_ON_LOOP = 64 * 1024, 128 * 128
 
 Result = dict[str, Any]
 
@@ -25,7 +27,9 @@ class Classifier:
     def __init__(self, registry: Registry, max_pixels: int, decoding_threads: int) -> None:
         self.registry = registry
         self._max_pixels = max_pixels
-        self._answers = {name: Answers(model.bundle) for name, model in registry.items()}
+        self._answers = {name: Answers(model.bundle) for name, model in registry.models.items()}
+        # Pillow warns of odd metadata, which are of no use here, once for each file.
+        warnings.filterwarnings("ignore", module="PIL")
         self._decoders = ThreadPoolExecutor(decoding_threads, thread_name_prefix="decode")
 
     async def classify_file(self, model: ServedModel, file: bytes, options: Options, request_id: str) -> Result:
@@ -56,14 +60,24 @@ class Classifier:
         self.registry.close()
 
     async def _pixels(self, file: bytes, spec: InputSpec) -> Pixels:
-        image = images.read_header(file, self._max_pixels)
-        if image.width * image.height <= PIXELS_DECODED_ON_LOOP:
-            return images.to_pixels(images.decode(image), spec)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, lambda: images.to_pixels(images.decode(image), spec))
+        if len(file) > BYTES_DECODED_ON_LOOP:
+            # Even a header may take long: it can be made of millions of segments.
+            return await loop.run_in_executor(self._decoders, self._decoded, file, spec)
+        image = images.read_header(file, self._max_pixels)
+        if image.width * image.height > PIXELS_DECODED_ON_LOOP:
+            return await loop.run_in_executor(self._decoders, _pixels_of, image, spec)
+        return _pixels_of(image, spec)
+
+    def _decoded(self, file: bytes, spec: InputSpec) -> Pixels:
+        return _pixels_of(images.read_header(file, self._max_pixels), spec)
 
     async def _pixels_or_problem(self, file: bytes, spec: InputSpec) -> Pixels | Problem:
         try:
             return await self._pixels(file, spec)
         except Problem as problem:
             return problem
+
+
+def _pixels_of(image: ImageFile, spec: InputSpec) -> Pixels:
+    return images.to_pixels(images.decode(image), spec)

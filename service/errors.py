@@ -13,7 +13,7 @@
     ├── UnsupportedMediaType  415
     ├── BadParameter          422
     ├── Overloaded            503, with Retry-After
-    ├── NotReady              503, with Retry-After
+    │   └── NotReady          503, with Retry-After
     └── InternalError         500
 
 Whoever starts the service may meet

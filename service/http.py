@@ -8,13 +8,14 @@ import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from service.classifier import Classifier
 from service.descriptions import describe, summarise
 from service.errors import InternalError, MethodNotAllowed, NotReady, Problem, UnknownPath
 from service.metrics import Metrics
-from service.requests import Disconnected, Receive, Request, Scope
+from service.registry import ServedModel
+from service.requests import Disconnected, Message, Receive, Request, Scope
 from service.responses import Response, Send
 from service.settings import Settings
 
@@ -23,16 +24,21 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("trueodds")
 
 MODELS = "/v1/models"
-BENTOML_PATHS = frozenset({"/", "/metrics", "/schema.json", "/healthz"})
-BENTOML_FOLDER = "/static_content/"
+
+
+class Worker(Protocol):
+    """What a worker process has made when it is ready."""
+
+    classifier: Classifier
+    metrics: Metrics
 
 
 class Front:
     """Answers what is ours, hands on what is BentoML's. Ready once `started` has been called."""
 
-    def __init__(self, bentoml_routes: frozenset[str], settings: Settings, openapi: dict[str, Any]) -> None:
+    def __init__(self, bentoml_paths: frozenset[str], settings: Settings, openapi: dict[str, Any]) -> None:
         self._bentoml: Application = _nothing_behind
-        self._bentoml_paths = BENTOML_PATHS | bentoml_routes
+        self._bentoml_paths = bentoml_paths
         self._settings = settings
         self._openapi = openapi
         self._classifier: Classifier | None = None
@@ -43,19 +49,23 @@ class Front:
         self._bentoml = bentoml
         return self
 
-    def started(self, classifier: Classifier, metrics: Metrics) -> None:
+    def started(self, instance: Worker) -> None:
         """Every model is loaded and warm."""
-        self._classifier, self._metrics = classifier, metrics
+        self._classifier, self._metrics = instance.classifier, instance.metrics
         # What start-up left on the heap stays: walking it in every full collection costs 60 to 250 ms each.
         gc.collect()
         gc.freeze()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._belongs_to_bentoml(scope["path"]):
+        if scope["type"] != "http":
             await self._bentoml(scope, receive, send)
-            return
+        elif scope["path"] in self._bentoml_paths:
+            await self._hand_on(scope, receive, send)
+        else:
+            await self._respond(Request(scope, receive), send)
+
+    async def _respond(self, request: Request, send: Send) -> None:
         started = time.perf_counter()
-        request = Request(scope, receive)
         try:
             response = await self._answer(request)
         except Problem as problem:
@@ -64,43 +74,56 @@ class Front:
             return
         except Exception:
             logger.exception("request %s failed", request.id)
-            problem = InternalError("The service failed to answer; its log has the reason under this request_id.")
-            response = Response.problem(problem, request.id)
+            failure = InternalError("The service failed to answer; its log has the reason under this request_id.")
+            response = Response.problem(failure, request.id)
         await response.send(send, request.id)
         if self._metrics:
             self._metrics.request(self._model_of(request.path), response.status, time.perf_counter() - started)
 
-    def _belongs_to_bentoml(self, path: str) -> bool:
-        return path in self._bentoml_paths or path.startswith(BENTOML_FOLDER)
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give BentoML a request whose body is read already: it has no limit of its own."""
+        request = Request(scope, receive)
+        try:
+            body = await request.body(self._settings.max_body_bytes, self._settings.body_timeout_s)
+        except Problem as problem:
+            await Response.problem(problem, request.id).send(send, request.id)
+            return
+        except Disconnected:
+            return
+        unread = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive_again() -> Message:
+            return next(unread, None) or await receive()
+
+        await self._bentoml(scope, receive_again, send)
 
     async def _answer(self, request: Request) -> Response:
         match request.path:
             case "/livez":
                 return _only("GET", request, {"status": "alive"})
             case "/readyz":
-                return _only("GET", request, {"status": "ready", "models": list(self._ready().registry)})
+                return _only("GET", request, {"status": "ready", "models": list(self._ready().registry.models)})
             case "/docs.json":
                 return _only("GET", request, self._openapi)
             case path if path == MODELS:
-                return _only("GET", request, {"models": [summarise(m) for m in self._ready().registry.values()]})
+                return _only("GET", request, {"models": [summarise(m) for m in self._ready().registry.models.values()]})
             case path if path.startswith(MODELS + "/"):
                 return await self._answer_for_model(request, *path.removeprefix(MODELS + "/").split("/"))
         raise UnknownPath(f"There is nothing at {request.path}; /docs.json lists what there is.")
 
     async def _answer_for_model(self, request: Request, name: str, *rest: str) -> Response:
-        model = self._ready().registry[name]
+        model = self._ready().registry.named(name)
         match rest:
             case ():
                 return _only("GET", request, describe(model))
             case ("classify",):
-                return await self._classify(request, name)
+                return await self._classify(request, model)
         raise UnknownPath(f"There is nothing at {request.path}; /docs.json lists what there is.")
 
-    async def _classify(self, request: Request, name: str) -> Response:
+    async def _classify(self, request: Request, model: ServedModel) -> Response:
         if request.method != "POST":
             raise MethodNotAllowed(request.method, "POST")
         classifier = self._ready()
-        model = classifier.registry[name]
         options = request.options(len(model.bundle.manifest.labels))
         upload = await request.upload(self._settings)
         if upload.several:
@@ -115,7 +138,7 @@ class Front:
     def _model_of(self, path: str) -> str:
         """The served model a path is about, else the empty string: a closed set, so a safe label."""
         name = path.removeprefix(MODELS + "/").partition("/")[0]
-        return name if self._classifier and name in dict(self._classifier.registry) else ""
+        return name if self._classifier and name in self._classifier.registry.models else ""
 
 
 async def _nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:

@@ -34,7 +34,11 @@ class Metrics:
             registry=registry,
         )
         self._inference = Histogram(
-            "trueodds_inference_seconds", "Time a batch spent in the backend.", ("model",), buckets=SECONDS, registry=registry
+            "trueodds_inference_seconds",
+            "Time a batch spent in the backend.",
+            ("model",),
+            buckets=SECONDS,
+            registry=registry,
         )
         self._info = Gauge(
             "trueodds_model_info",
@@ -45,10 +49,10 @@ class Metrics:
         )
 
     def served(self, registry: Registry) -> None:
-        for model in registry.values():
-            self._info.labels(
-                model.name, model.bundle.manifest.version, model.backend_name, model.backend.device
-            ).set(1)
+        for model in registry.models.values():
+            self._info.labels(model.name, model.bundle.manifest.version, model.backend_name, model.backend.device).set(
+                1
+            )
 
     def batch(self, model: str, report: BatchReport) -> None:
         self._batch_size.labels(model).observe(report.size)

@@ -1,9 +1,14 @@
 """multipart/form-data (RFC 7578) → the files in it, in order."""
 
+from typing import TYPE_CHECKING
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import BadParameter, BodyTooLarge, MalformedRequest
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FIELD = "file"
 HEADER_BYTES = 8192
@@ -19,7 +24,7 @@ def files(body: bytes, content_type: bytes, max_files: int) -> list[bytes]:
         raise MalformedRequest("The Content-Type of multipart/form-data names no boundary.")
     form = _Form(max_files)
     try:
-        parser = MultipartParser(boundary, form.callbacks(), max_size=len(body), max_header_size=HEADER_BYTES)
+        parser = MultipartParser(boundary, form.callbacks(), max_header_size=HEADER_BYTES)
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -43,7 +48,7 @@ class _Form:
         self._header = b""
         self._value = b""
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._part_begin,
             "on_part_data": self._part_data,

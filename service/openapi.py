@@ -68,7 +68,7 @@ _BINARY = {"type": "string", "format": "binary"}
 
 _CLASSIFY = {
     "summary": "Classify one image, or several",
-    "description": "One image gives one result; a form of several gives `results`, in order, a bad file costing no other.",
+    "description": "One image gives one result; a form of several gives `results` in order.",
     "parameters": [
         _NAME,
         {
@@ -102,7 +102,9 @@ _CLASSIFY = {
 }
 
 _SCHEMAS: dict[str, Any] = {
-    "Problem": _object({"type": _STRING, "title": _STRING, "status": _INTEGER, "detail": _STRING, "request_id": _STRING}),
+    "Problem": _object(
+        {"type": _STRING, "title": _STRING, "status": _INTEGER, "detail": _STRING, "request_id": _STRING}
+    ),
     "Status": _object({"status": _STRING}, {"models": _STRINGS}),
     "Prediction": _object(
         {

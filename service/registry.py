@@ -1,6 +1,6 @@
 """The models being served: each a bundle, the backend that runs it and the batcher in front of that."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -41,27 +41,22 @@ class ServedModel:
         return await self.batcher.submit(pixels)
 
 
-class Registry(Mapping[str, ServedModel]):
+@dataclass(frozen=True)
+class Registry:
     """The served models by name."""
 
-    def __init__(self, served: dict[str, ServedModel]) -> None:
-        self._served = served
+    models: dict[str, ServedModel]
 
-    def __getitem__(self, name: str) -> ServedModel:
+    def named(self, name: str) -> ServedModel:
+        """Raises UnknownModel, listing the known ones."""
         try:
-            return self._served[name]
+            return self.models[name]
         except KeyError:
-            raise UnknownModel(f"There is no model {name!r}; there are {', '.join(self._served)}.") from None
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self._served)
-
-    def __len__(self) -> int:
-        return len(self._served)
+            raise UnknownModel(f"There is no model {name!r}; there are {', '.join(self.models)}.") from None
 
     def close(self) -> None:
         """Let running batches end and stop the threads."""
-        for model in self._served.values():
+        for model in self.models.values():
             model.executor.shutdown()
 
 

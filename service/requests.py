@@ -64,8 +64,8 @@ class Request:
         if media_type == b"application/octet-stream" or media_type.startswith(b"image/"):
             return Upload([await self.body(settings.max_body_bytes, settings.body_timeout_s)], False)
         raise UnsupportedMediaType(
-            f"A body of type {media_type.decode('latin-1')!r} is not an image; send image/* or application/octet-stream, "
-            "or multipart/form-data with parts named 'file'."
+            f"A body of type {media_type.decode('latin-1')!r} is not an image; "
+            "send image/* or application/octet-stream, or multipart/form-data with parts named 'file'."
         )
 
     async def body(self, limit: int, timeout_s: float) -> bytes:
@@ -81,9 +81,10 @@ class Request:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
                         raise Disconnected
-                    size += len(message["body"])
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
                     if size <= limit:
-                        chunks.append(message["body"])
+                        chunks.append(chunk)
                     more = message.get("more_body", False)
         except TimeoutError:
             raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from None
@@ -100,7 +101,9 @@ class Request:
             raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k and logits.")
         if len(values) < len(given):
             raise BadParameter("A parameter is given more than once.")
-        return Options(_top_k(values.get("top_k", "3"), classes), _switch("logits", values.get("logits", "false")))
+        # The default is not checked: a model may have fewer classes.
+        top_k = _top_k(values["top_k"], classes) if "top_k" in values else Options.top_k
+        return Options(top_k, _switch("logits", values.get("logits", "false")))
 
 
 def new_request_id() -> str:

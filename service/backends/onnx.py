@@ -22,10 +22,16 @@ class OnnxBackend:
         options.log_severity_level = 3
         # Idle threads that spin take the cores from decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(path, options, providers=_providers(device, ort.get_available_providers()))
+        providers = _providers(device, ort.get_available_providers())
+        if PROVIDERS["cuda"] in providers:
+            # Finds the CUDA libraries that come as wheels.
+            ort.preload_dlls()
+        self._session = ort.InferenceSession(path, options, providers=providers)
         provider = self._session.get_providers()[0]
         if device == "cuda" and provider != PROVIDERS["cuda"]:
-            raise BackendError("ONNX Runtime could not start its CUDA provider; see its log, or set TRUEODDS_DEVICE=cpu.")
+            raise BackendError(
+                "ONNX Runtime could not start its CUDA provider; see its log, or set TRUEODDS_DEVICE=cpu."
+            )
         self.device = {name: short for short, name in PROVIDERS.items()}[provider]
 
     def forward(self, pixels: Pixels) -> Outputs:
@@ -33,7 +39,9 @@ class OnnxBackend:
 
 
 def _providers(device: Device, available: list[str]) -> list[str]:
-    wanted = list(PROVIDERS.values()) if device == "auto" else [PROVIDERS[device]]
+    # In order of preference.
+    devices = {"auto": ("cuda", "cpu") if gpu_present() else ("cpu",)}.get(device, (device,))
+    wanted = [PROVIDERS[name] for name in devices]
     found = [provider for provider in wanted if provider in available]
     if not found:
         raise BackendError(
@@ -41,6 +49,11 @@ def _providers(device: Device, available: list[str]) -> list[str]:
             "install onnxruntime-gpu, or set TRUEODDS_DEVICE=cpu."
         )
     return found
+
+
+def gpu_present() -> bool:
+    """Whether there is an NVIDIA device: where there is none, trying CUDA would only fill the log with its failure."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def load(directory: Path, device: Device, threads: int) -> OnnxBackend:

@@ -1,9 +1,11 @@
-"""TorchScript: the bundle's traced module, on a GPU where there is one. The only part of the service that needs torch."""
+"""TorchScript: the bundle's traced module, on a GPU where there is one.
+
+The only part of the service that needs torch.
+"""
 
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
-
 
 from service.backends import OUTPUTS, Device, Outputs
 from service.errors import BackendError
@@ -22,7 +24,9 @@ class TorchScriptBackend:
         try:
             import torch
         except ImportError as error:
-            raise BackendError("The TorchScript backend needs torch: pip install torch, or set TRUEODDS_BACKEND=onnx.") from error
+            raise BackendError(
+                "The TorchScript backend needs torch: pip install torch, or set TRUEODDS_BACKEND=onnx."
+            ) from error
 
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendError("torch finds no GPU; set TRUEODDS_DEVICE=cpu or auto.")
@@ -44,7 +48,8 @@ def _load_module(path: Path, device: str) -> "torch.jit.ScriptModule":
     with warnings.catch_warnings():
         # torch 2.13 deprecates TorchScript; it is offered here for those who run it.
         warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=DeprecationWarning)
-        return torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-any-return]
+        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
+    return module.eval()
 
 
 def load(directory: Path, device: Device, threads: int) -> TorchScriptBackend:

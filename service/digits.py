@@ -1,0 +1,142 @@
+"""A picture of one digit, however drawn → the pixels MNIST's authors would have made of it."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.alpha import contrasting_background, over
+
+Pixels = npt.NDArray[np.uint8]
+
+# MNIST's frame (LeCun et al. 1998, section III.A): a digit fits a 20 × 20 box and its centre of mass is the centre
+# of a 28 × 28 field.
+DIGIT_BOX = 20
+# Within this range of its box a digit is left unscaled: resampling a digit that already fits only blurs it.
+SCALES_LEFT_ALONE = (0.9, 1.12)
+# Large drawings are averaged down to about this side first; what matters of them fits in 20 pixels.
+DIGIT_WORKING_SIDE = 400
+# Contrast under this many of 255 grey levels is paper, not ink.
+FAINTEST_INK = 8.0
+# Of 255: what belongs to a stroke for certain.
+INKED = 64
+# An outline is a rectangle if this much of it is inked.
+RECTANGULAR = 0.9
+
+
+def digit_pixels(image: Image.Image, height: int, width: int) -> Pixels:
+    """One digit, dark on light or light on dark → light on black, sized and centred as MNIST's authors did."""
+    field = np.zeros((height, width, 3), np.uint8)
+    ink = _ink(_grey(image))
+    if ink is not None:
+        digit = _fitted(ink)
+        top = _offset(digit.sum(1), height)
+        left = _offset(digit.sum(0), width)
+        field[top : top + digit.shape[0], left : left + digit.shape[1]] = digit[:, :, None]
+    return field
+
+
+def _grey(image: Image.Image) -> Pixels:
+    factor = max(image.size) // DIGIT_WORKING_SIDE
+    if factor > 1:
+        image = image.reduce(factor)
+    if image.mode == "RGBA":
+        image = over(image, contrasting_background(image))
+    return np.asarray(image.convert("L"))
+
+
+def _ink(grey: Pixels) -> Pixels | None:
+    """How much of each pixel is ink, 0–255; None if there is none."""
+    ink = _contrast(grey)
+    if ink is None or np.count_nonzero(ink >= INKED) <= ink.size / 2:
+        return ink
+    # So much ink is a bold digit or, if its outline is a rectangle, the paper within a frame.
+    rows, columns = (_inset(_extent(profile > profile.max() / 2)) for profile in (ink.sum(1), ink.sum(0)))
+    if np.mean(_border(ink[rows, columns]) >= INKED) < RECTANGULAR:
+        return ink
+    inner = _contrast(grey[rows, columns])
+    return ink if inner is None else inner
+
+
+def _extent(profile: npt.NDArray[Any]) -> slice:
+    """From the first to the last that is true."""
+    found = np.flatnonzero(profile)
+    return slice(int(found[0]), int(found[-1]) + 1)
+
+
+def _inset(extent: slice) -> slice:
+    """Without the outermost twentieth, which may be a blurred edge."""
+    margin = (extent.stop - extent.start) // 20
+    return slice(extent.start + margin, extent.stop - margin)
+
+
+def _contrast(grey: Pixels) -> Pixels | None:
+    """How much darker or lighter than its paper each pixel is, stretched to 0–255; None if it is all paper."""
+    paper, noise = _paper(grey)
+    deviation = grey - paper
+    light = np.maximum(deviation - noise, 0)
+    dark = np.maximum(-deviation - noise, 0)
+    # Squares, lest a broad faint light outweighs thin strokes.
+    ink = light if np.vdot(light, light) >= np.vdot(dark, dark) else dark
+    peak = float(ink.max())
+    return _stretched(ink, peak) if peak >= FAINTEST_INK else None
+
+
+def _paper(grey: Pixels) -> tuple[float | npt.NDArray[np.float64], float]:
+    """What the picture would be without ink, by its border, and three standard deviations of its noise.
+
+    Evenly lit paper is a number. If the light is uneven, a plane through the medians of the four edges may fit better.
+    """
+    paper, noise = _centre_and_noise(_border(grey))
+    if not noise:
+        return paper, noise
+    top, bottom, left, right = map(_median, (grey[0], grey[-1], grey[:, 0], grey[:, -1]))
+    height, width = grey.shape
+    rows, columns = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)
+    slope = (bottom - top) * rows + (right - left) * columns
+    level, rest_noise = _centre_and_noise(_border(grey - slope))
+    return (slope + level, rest_noise) if rest_noise < noise else (paper, noise)
+
+
+def _border(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate((picture[0], picture[-1], picture[:, 0], picture[:, -1]))
+
+
+def _centre_and_noise(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """The median and three standard deviations, as the median absolute deviation estimates them."""
+    centre = _median(values)
+    return centre, 3 * 1.4826 * _median(np.abs(values - centre))
+
+
+def _median(values: npt.NDArray[Any]) -> float:
+    """As numpy's, which takes longer over a few values than all the rest of a digit's way."""
+    ordered = np.sort(values)
+    return (float(ordered[(len(ordered) - 1) // 2]) + float(ordered[len(ordered) // 2])) / 2
+
+
+def _stretched(ink: npt.NDArray[Any], peak: float) -> Pixels:
+    return np.asarray(np.rint(ink * (255 / peak)), np.uint8)
+
+
+def _fitted(ink: Pixels) -> Pixels:
+    """The inked part, its longer side scaled to MNIST's box."""
+    inked = ink >= INKED
+    rows, columns = (_extent(np.any(inked, axis=axis)) for axis in (1, 0))
+    longest = max(rows.stop - rows.start, columns.stop - columns.start)
+    scale = DIGIT_BOX / longest
+    # The faint outline of a stroke belongs to it; scaled up, that of a mere dot would not fit the field.
+    margin = max(min(1, longest // 5), round(longest / DIGIT_BOX))
+    crop = ink[max(0, rows.start - margin) : rows.stop + margin, max(0, columns.start - margin) : columns.stop + margin]
+    if SCALES_LEFT_ALONE[0] <= scale <= SCALES_LEFT_ALONE[1]:
+        return crop
+    height, width = (max(1, round(side * scale)) for side in crop.shape)
+    digit = np.asarray(Image.fromarray(crop).resize((width, height), Image.Resampling.BICUBIC))
+    # Thin strokes fade when averaged down; MNIST's reach white.
+    return _stretched(digit, max(1, int(digit.max())))
+
+
+def _offset(profile: npt.NDArray[np.unsignedinteger], field: int) -> int:
+    """Where a digit's profile along one axis starts so that its centre of mass is the field's centre, kept inside."""
+    centre = float(profile @ np.arange(len(profile))) / max(1.0, float(profile.sum()))
+    return min(max(0, round(field / 2 - centre)), field - len(profile))

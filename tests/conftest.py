@@ -1,0 +1,109 @@
+"""The service as its users meet it: a process of its own behind a real socket."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+START_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service: where it answers, its process, its log and how long it took to be ready."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    seconds_to_ready: float
+
+    def post(self, model: str, body: bytes, content_type: str = "image/png", query: str = "") -> httpx.Response:
+        url = f"{self.url}/v1/models/{model}/classify{query}"
+        return httpx.post(url, content=body, headers={"content-type": content_type}, timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """The present environment with only the given settings of ours, and a BentoML home of its own."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRUEODDS_")}
+    return inherited | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"} | dict(settings)
+
+
+@contextmanager
+def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Start the service as `make serve` does, wait until it is ready, and stop it."""
+    port = free_port()
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "log"
+    started = time.perf_counter()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "--port", str(port)],
+            cwd=ROOT,
+            env=environment(home, settings or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process, log)
+        yield Server(url, process, log, time.perf_counter() - started)
+    finally:
+        stop(process)
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    pytest.fail(f"the service did not become ready (exit {process.poll()}); its log:\n{log.read_text()[-4000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def fixtures(model: str) -> list[tuple[bytes, str]]:
+    """Test images of a model and their labels."""
+    return [(path.read_bytes(), path.stem.partition("-")[2]) for path in sorted((FIXTURES / model).glob("*.png"))]
+
+
+def data_dir() -> Path | None:
+    """The full data sets, where this machine has them."""
+    directory = Path(os.environ.get("DATA_DIR", ROOT.parent / "shared" / "data"))
+    return directory if (directory / "mnist.npz").exists() else None
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("bentoml")) as running:
+        yield running

@@ -1,0 +1,65 @@
+"""What the seam relies on in BentoML; these fail when a new BentoML builds or starts its application otherwise."""
+
+import asyncio
+from typing import Any
+
+import bentoml
+from _bentoml_sdk import Service
+
+from service.bentoml_seam import BENTOML_PATHS, Asgi, fronted_service
+
+
+class Recorder:
+    """A front that hands everything on and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.application: Asgi | None = None
+        self.instances: list[Any] = []
+
+    def before(self, bentoml: Asgi) -> Asgi:
+        self.application = bentoml
+        return bentoml
+
+    def started(self, instance: Any) -> None:
+        self.instances.append(instance)
+
+
+class Echo:
+    """The smallest service."""
+
+    @bentoml.api  # type: ignore[untyped-decorator]
+    def echo(self, text: str) -> str:
+        """Return what was given."""
+        return text
+
+
+def test_what_bentoml_serves_is_what_the_front_returns_and_its_start_is_told() -> None:
+    """to_asgi gives the front's application; starting it makes one instance and tells the front."""
+    front = Recorder()
+    service = fronted_service(front, Echo, name="echo", config={"workers": 1})
+    assert isinstance(service, Service)
+    application = service.to_asgi()
+    assert front.application is not None
+    assert application is front.application
+    asyncio.run(_start_and_stop(application))
+    assert [type(instance) for instance in front.instances] == [Echo]
+
+
+async def _start_and_stop(application: Asgi) -> None:
+    sent: list[str] = []
+    orders = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": next(orders)}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await application({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_bentomls_paths_are_a_closed_set_without_a_route_of_ours() -> None:
+    """Each is a file of its index page or one of its own routes."""
+    assert {"/", "/metrics", "/static_content/swagger-ui.css"} <= BENTOML_PATHS
+    assert not any(path.startswith(("/v1", "/livez", "/readyz", "/docs.json")) for path in BENTOML_PATHS)

@@ -1,0 +1,391 @@
+"""service.bundle: only a bundle that is whole and means what it says is served; any other is refused by name."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.bundle import discover, load, preprocessing_digest
+from service.calibration import softmax
+from service.errors import BundleError
+from service.images import InputSpec
+
+Json = dict[str, Any]
+Edit = Callable[[Json], object]
+
+LABELS = ["cat", "dog", "owl"]
+SPEC = InputSpec("photo", 8, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+NETWORKS = {"model.onnx": b"an ONNX graph", "model.torchscript.pt": b"a TorchScript graph"}
+FILES = [*NETWORKS, "MODEL_CARD.md", "calibration.json"]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def identified(calibration: Json) -> Json:
+    """With the id that is the digest of everything else."""
+    content = {key: value for key, value in calibration.items() if key != "id"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return content | {"id": "sha256:" + sha256(canonical)}
+
+
+def calibration_document(labels: list[str] = LABELS) -> Json:
+    logits = np.random.default_rng(0).normal(size=(4, len(labels))) * 5
+    figures = {"n": 2000, "accuracy": 0.97, "nll": 0.09, "brier": 0.05, "ece_15": 0.011}
+    document = {
+        "schema_version": 1,
+        "model_sha256": sha256(NETWORKS["model.onnx"]),
+        "labels": labels,
+        "input": {"kind": "logits", "preprocessing_sha256": preprocessing_digest(SPEC)},
+        "method": "map_temperature",
+        "params": {"temperature": 1.5},
+        "data": {
+            split: {"n": 1000 + i, "n_errors": 30 + i, "index_sha256": sha256(split.encode())}
+            for i, split in enumerate(("fit", "conformal", "eval"))
+        },
+        "metrics": {
+            "before": figures | {"ece_15": 0.034},
+            "after": figures,
+            "null": {"ece_15_mean": 0.008, "ece_15_p95": 0.012, "ece_15_p99": 0.014},
+        },
+        "conformal": [{"alpha": 0.05, "threshold": 0.4, "n": 1001}, {"alpha": 0.1, "threshold": 0.6, "n": 1001}],
+        "ood": {"method": "energy", "threshold": -3.5, "id_tpr": 0.99},
+        "created_by": {"python": "3.11.7"},
+        "test_vectors": [
+            {"logits": row.tolist(), "probabilities": softmax(row[None] / 1.5)[0].tolist()} for row in logits
+        ],
+    }
+    return identified(document)
+
+
+def manifest_document(directory: Path, labels: list[str] = LABELS) -> Json:
+    return {
+        "schema_version": 1,
+        "name": directory.parent.name,
+        "version": directory.name,
+        "labels": labels,
+        "input": {"kind": "photo", "height": 8, "width": 16, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
+        "files": {name: sha256((directory / name).read_bytes()) for name in FILES},
+        "training": {"seed": 0, "nested": [{"anything": None}]},
+        "created_by": {"python": "3.11.7"},
+    }
+
+
+def write_bundle(root: Path, name: str = "pets", version: str = "1", labels: list[str] = LABELS) -> Path:
+    """A small bundle that holds together, though its networks are none."""
+    directory = root / name / version
+    directory.mkdir(parents=True)
+    for file, content in NETWORKS.items():
+        (directory / file).write_bytes(content)
+    (directory / "MODEL_CARD.md").write_text("# Pets\n")
+    (directory / "calibration.json").write_text(json.dumps(calibration_document(labels)))
+    (directory / "manifest.json").write_text(json.dumps(manifest_document(directory, labels)))
+    return directory
+
+
+def edit_manifest(directory: Path, edit: Edit) -> None:
+    document = json.loads((directory / "manifest.json").read_text())
+    edit(document)
+    (directory / "manifest.json").write_text(json.dumps(document))
+
+
+def write_calibration(directory: Path, content: bytes) -> None:
+    """Replace calibration.json and let the manifest vouch for it."""
+    (directory / "calibration.json").write_bytes(content)
+    edit_manifest(directory, lambda manifest: manifest["files"].update({"calibration.json": sha256(content)}))
+
+
+def edit_calibration(directory: Path, edit: Edit) -> None:
+    """Change calibration.json as one who knows how to forge digests and id would."""
+    document = json.loads((directory / "calibration.json").read_text())
+    edit(document)
+    write_calibration(directory, json.dumps(identified(document)).encode())
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path)
+
+
+def refused(directory: Path, file: str, reason: str) -> None:
+    """Loading fails, naming the file's path and the reason."""
+    with pytest.raises(BundleError, match=reason) as refusal:
+        load(directory)
+    assert str(directory / file) in str(refusal.value)
+
+
+def test_a_sound_bundle_loads(directory: Path) -> None:
+    """What is in the files is what comes out."""
+    found = load(directory)
+    assert found.directory == directory
+    assert found.manifest.name == "pets"
+    assert found.manifest.input == SPEC
+    assert found.manifest.labels == found.calibration.labels == LABELS
+    assert found.calibration.params.temperature == 1.5
+    assert found.sha256 == sha256(NETWORKS["model.onnx"])
+
+
+def test_a_bundle_may_hold_further_files(directory: Path) -> None:
+    """A file the manifest says nothing of is not looked at."""
+    (directory / "notes.txt").write_text("ours")
+    load(directory)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named(directory: Path, file: str) -> None:
+    """Each file the manifest lists must be there."""
+    (directory / file).unlink()
+    refused(directory, file, "is missing")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_changed_byte_is_noticed(directory: Path, file: str) -> None:
+    """One bit of any file is enough; so is a byte appended."""
+    content = (directory / file).read_bytes()
+    for changed in (bytes([content[0] ^ 1]) + content[1:], content + b"\n", b""):
+        (directory / file).write_bytes(changed)
+        refused(directory, file, "not the file its manifest describes")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(directory: Path) -> None:
+    """What is no file counts as missing."""
+    (directory / "model.onnx").unlink()
+    (directory / "model.onnx").mkdir()
+    refused(directory, "model.onnx", "is missing")
+
+
+def test_a_bundle_without_manifest_is_refused(directory: Path) -> None:
+    """An export that did not end has no manifest, since that is written last."""
+    (directory / "manifest.json").unlink()
+    refused(directory, "manifest.json", "cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"not JSON", b"\xff\xfe", b"{}", b"[" * 100_000])
+def test_documents_that_are_not_such_json_are_refused(directory: Path, content: bytes) -> None:
+    """Neither document may be anything but its own kind of JSON."""
+    write_calibration(directory, content)
+    refused(directory, "calibration.json", "is not valid")
+    (directory / "manifest.json").write_bytes(content)
+    refused(directory, "manifest.json", "is not valid")
+
+
+def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of a document that holds a plain value."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, dict | list):
+            yield from leaves(value)
+        else:
+            yield node, key
+
+
+def test_no_value_of_a_calibration_can_be_edited_unnoticed(directory: Path) -> None:
+    """Whichever value is changed, with the manifest's digest renewed: the bundle is refused."""
+    document = calibration_document()
+    places = list(leaves(document))
+    assert len(places) > 50
+    for container, key in places:
+        value = container[key]
+        container[key] = (
+            value + "0" if isinstance(value, str) else value * 1.01 if isinstance(value, float) else value + 1
+        )
+        write_calibration(directory, json.dumps(document).encode())
+        refused(directory, "calibration.json", "cannot be trusted|is not valid")
+        container[key] = value
+    write_calibration(directory, json.dumps(document).encode())
+    load(directory)
+
+
+def test_an_edit_that_is_valid_otherwise_breaks_the_id(directory: Path) -> None:
+    """A friendlier figure does not go with the id of the true one."""
+    document = calibration_document()
+    document["metrics"]["after"]["ece_15"] = 0.001
+    write_calibration(directory, json.dumps(document).encode())
+    refused(directory, "calibration.json", "the id does not match the content")
+
+
+def test_the_layout_of_a_document_does_not_matter(directory: Path) -> None:
+    """The id is of the content: other indentation and order of keys leave it valid."""
+    document = calibration_document()
+    write_calibration(directory, json.dumps(dict(reversed(document.items())), indent=3).encode())
+    load(directory)
+
+
+def setting(*path: str | int, to: Any) -> Edit:
+    """Set one value, deep in a document."""
+
+    def edit(document: Any) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] = to
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (setting("labels", to=["cat", "dog", "fox"]), "its labels are not the manifest's"),
+        (setting("labels", to=["dog", "cat", "owl"]), "its labels are not the manifest's"),
+        (setting("labels", to=[]), "is not valid"),
+        (setting("model_sha256", to=sha256(b"another graph")), "belongs to another model.onnx"),
+        (setting("input", "preprocessing_sha256", to=sha256(b"another way")), "other preprocessing"),
+        (setting("params", "temperature", to=1.6), "test vectors"),
+        (setting("params", "temperature", to=0.049), "is not valid.*temperature"),
+        (setting("params", "temperature", to=20.1), "is not valid.*temperature"),
+        (setting("params", "temperature", to=0), "is not valid.*temperature"),
+        (setting("params", "temperature", to=-1.5), "is not valid.*temperature"),
+        (setting("params", "temperature", to=float("nan")), "is not valid.*temperature"),
+        (setting("params", "temperature", to=float("inf")), "is not valid.*temperature"),
+        (setting("params", "temperature", to=None), "is not valid.*temperature"),
+        (setting("params", "bias", to=0.1), "is not valid.*bias"),
+        (setting("surprise", to=1), "is not valid.*surprise"),
+        (setting("schema_version", to=2), "is not valid.*schema_version"),
+        (setting("method", to="none"), "is not valid.*method"),
+        (setting("metrics", "after", "ece_15", to=float("nan")), "is not valid.*ece_15"),
+        (setting("metrics", "after", "accuracy", to=1.01), "is not valid.*accuracy"),
+        (setting("conformal", to=[]), "no prediction-set threshold"),
+        (setting("conformal", 0, "n", to=18), "too few images"),
+        (setting("conformal", 0, "alpha", to=0), "is not valid.*alpha"),
+        (setting("conformal", 0, "threshold", to=float("-inf")), "is not valid.*threshold"),
+        (setting("ood", "threshold", to=float("nan")), "is not valid.*threshold"),
+        (setting("data", "fit", "index_sha256", to=sha256(b"eval")), "does not tell its splits apart"),
+        (setting("data", "fit", "index_sha256", to=sha256(b"conformal")), "does not tell its splits apart"),
+        (setting("data", "train", to={"n": 1, "n_errors": 0, "index_sha256": "0" * 64}), "is not valid"),
+        (lambda document: document["data"].pop("fit"), "does not tell its splits apart"),
+        (lambda document: document.pop("test_vectors"), "is not valid.*test_vectors"),
+        (setting("test_vectors", to=[]), "test vectors"),
+        (setting("test_vectors", 2, "probabilities", 0, to=0.5), "test vectors"),
+        (lambda document: document["test_vectors"][1]["logits"].pop(), "test vectors"),
+        (lambda document: document["test_vectors"][1]["probabilities"].append(0.0), "test vectors"),
+    ],
+)
+def test_a_calibration_that_cannot_be_meant_is_refused(directory: Path, edit: Edit, reason: str) -> None:
+    """Though digests and id are in order, what contradicts itself or the manifest is not served."""
+    edit_calibration(directory, edit)
+    refused(directory, "calibration.json", f"(?s){reason}")
+
+
+@pytest.mark.parametrize(("alpha", "enough"), [(0.05, 19), (0.1, 9), (0.01, 99)])
+def test_the_fewest_images_for_a_coverage_are_accepted(directory: Path, alpha: float, enough: int) -> None:
+    """⌈1/α⌉ − 1 held-out images carry a threshold; one fewer cannot."""
+    edit_calibration(directory, setting("conformal", to=[{"alpha": alpha, "threshold": 0.5, "n": enough}]))
+    load(directory)
+    edit_calibration(directory, setting("conformal", 0, "n", to=enough - 1))
+    refused(directory, "calibration.json", "too few images")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (setting("labels", to=["cat", "dog"]), "labels"),
+        (setting("labels", to=[]), "labels"),
+        (setting("input", "height", to=9), "other preprocessing"),
+        (setting("input", "mean", 0, to=0.51), "other preprocessing"),
+        (setting("input", "kind", to="sound"), "input"),
+        (setting("name", to="../pets"), "name"),
+        (setting("name", to=""), "name"),
+        (setting("schema_version", to=2), "schema_version"),
+        (setting("surprise", to=1), "surprise"),
+        (setting("files", "model.onnx", to="0"), "files"),
+        (lambda document: document["files"].pop("model.onnx"), "another model.onnx"),
+        (lambda document: document["files"].pop("calibration.json"), "does not vouch for calibration.json"),
+        (lambda document: document.pop("files"), "files"),
+    ],
+)
+def test_a_manifest_that_cannot_be_meant_is_refused(directory: Path, edit: Edit, reason: str) -> None:
+    """What is missing, strange or contradicts the calibration is not served."""
+    edit_manifest(directory, edit)
+    refused(directory, "", f"(?s){reason}")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", "/etc/hostname", "a/../../x", "sub/x", "", ".hidden", "a\\b", "a\n"]
+)
+def test_a_manifest_cannot_point_out_of_its_bundle(directory: Path, name: str) -> None:
+    """Files are named plainly; no path leads the loader elsewhere, even to a file with the right digest."""
+    (directory.parent / "x").write_bytes(b"x")
+    edit_manifest(directory, lambda manifest: manifest["files"].update({name: sha256(b"x")}))
+    refused(directory, "manifest.json", "is not valid")
+
+
+@pytest.mark.parametrize(
+    ("versions", "newest"),
+    [
+        (["9", "10"], "10"),
+        (["1.9", "1.10"], "1.10"),
+        (["2", "1.9.9"], "2"),
+        (["1", "1.0.1", "1.1"], "1.1"),
+    ],
+)
+def test_the_newest_version_is_found_by_number(tmp_path: Path, versions: list[str], newest: str) -> None:
+    """10 comes after 9."""
+    for version in versions:
+        write_bundle(tmp_path, version=version)
+    assert discover(tmp_path)["pets"].directory == tmp_path / "pets" / newest
+
+
+def test_unfinished_and_hidden_folders_are_ignored(tmp_path: Path) -> None:
+    """Staging folders of an export, links such as `latest`, stray files and hidden folders are no bundles."""
+    directory = write_bundle(tmp_path)
+    for folder in (".2-abc", "2-abc", "latest", "v3", "1.2.3.4", "1."):
+        (directory.parent / folder).mkdir()
+    (tmp_path / ".cache" / "1").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("bundles")
+    assert {name: found.directory for name, found in discover(tmp_path).items()} == {"pets": directory}
+
+
+def test_all_models_are_found_or_those_named(tmp_path: Path) -> None:
+    """Without names every model is loaded; with names only those, in the order named, and no other is looked at."""
+    for name in ("birds", "pets", "fish"):
+        write_bundle(tmp_path, name)
+    assert list(discover(tmp_path)) == ["birds", "fish", "pets"]
+    (tmp_path / "fish" / "1" / "model.onnx").unlink()
+    assert list(discover(tmp_path, ("pets", "birds"))) == ["pets", "birds"]
+    with pytest.raises(BundleError, match=r"fish.*is missing"):
+        discover(tmp_path)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The message has the missing names, and only those, and the folder."""
+    write_bundle(tmp_path)
+    with pytest.raises(BundleError, match=f"no bundle of fish, birds under {tmp_path}"):
+        discover(tmp_path, ("pets", "fish", "birds"))
+
+
+@pytest.mark.parametrize("name", ["../pets", ".", "", "pets/1", ".hidden"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    """Only folders right under the root are models."""
+    write_bundle(tmp_path)
+    (tmp_path / ".hidden").mkdir()
+    with pytest.raises(BundleError, match="no bundle of"):
+        discover(tmp_path, (name,))
+
+
+def test_a_root_without_models_is_refused(tmp_path: Path) -> None:
+    """An empty root, none at all or a file in its place: the message says where and what to do."""
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(BundleError, match=f"no bundle of any model under {root}; see python -m export"):
+            discover(root)
+
+
+def test_a_model_without_version_is_refused(tmp_path: Path) -> None:
+    """A folder that holds no version is named."""
+    (tmp_path / "pets" / ".1-abc").mkdir(parents=True)
+    with pytest.raises(BundleError, match="pets holds no version"):
+        discover(tmp_path)
+
+
+@pytest.mark.parametrize("moved", ["cats/1", "pets/2"])
+def test_a_bundle_in_anothers_place_is_refused(tmp_path: Path, moved: str) -> None:
+    """The name and version of the folder are those the bundle answers with."""
+    directory = write_bundle(tmp_path / "old")
+    (tmp_path / "new" / moved).parent.mkdir(parents=True)
+    directory.rename(tmp_path / "new" / moved)
+    with pytest.raises(BundleError, match=f"{moved} holds pets/1"):
+        discover(tmp_path / "new")

@@ -1,0 +1,451 @@
+"""The contract, end to end: a real process, a real socket, the committed bundles."""
+
+import asyncio
+import math
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import bentoml
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import bundle
+from service.settings import BUNDLES
+from tests.conftest import ROOT, Server, environment, fixtures, serving
+
+MODELS = sorted(path.name for path in BUNDLES.iterdir())
+MEMBERS = {"type", "title", "status", "detail", "request_id"}
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, object]:
+    """Check that a response is a problem document of this status, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, object] = response.json()
+    assert document.keys() == MEMBERS
+    assert document["status"] == status
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    return document
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum of a metric's samples over all labels and workers."""
+    text = httpx.get(f"{server.url}/metrics").text
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_image_gets_the_documented_answer(server: Server, model: str) -> None:
+    """One image gives one result object with every member of the contract."""
+    image, _ = fixtures(model)[0]
+    response = server.post(model, image)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    result = response.json()
+    found = bundle.discover(BUNDLES)[model]
+    assert result["request_id"] == response.headers["x-request-id"]
+    assert result["model"] == {"name": model, "version": found.manifest.version, "sha256": found.sha256}
+    assert len(result["predictions"]) == 3
+    top = result["predictions"][0]
+    assert top.keys() == {"label", "class_index", "probability", "uncalibrated_probability"}
+    assert found.manifest.labels[top["class_index"]] == top["label"]
+    assert top["label"] in result["prediction_set"]["labels"]
+    assert result["prediction_set"]["coverage"] == 0.95
+    assert result["ood"].keys() == {"score", "method", "threshold", "is_ood"}
+    assert result["ood"]["is_ood"] == (result["ood"]["score"] > result["ood"]["threshold"])
+    assert result["calibration"]["id"] == found.calibration.id
+    assert result["calibration"]["method"] == "map_temperature"
+    assert isinstance(result["abstain"], bool)
+    assert "logits" not in result
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_fixtures_are_recognised(server: Server, model: str) -> None:
+    """Of 64 real test images, no more are wrong than the published accuracy explains."""
+    right = sum(
+        server.post(model, image).json()["predictions"][0]["label"] == label for image, label in fixtures(model)
+    )
+    assert right >= 58
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_probabilities_and_logits_belong_together(server: Server, model: str) -> None:
+    """top_k=all sums to one, and calibrated and raw probabilities follow from the logits and the temperature."""
+    temperature = bundle.discover(BUNDLES)[model].calibration.params.temperature
+    for image, _ in fixtures(model)[:8]:
+        result = server.post(model, image, query="?top_k=all&logits=true").json()
+        by_class = {entry["class_index"]: entry for entry in result["predictions"]}
+        logits = np.array(result["logits"])
+        raw = np.exp(logits - logits.max())
+        calibrated = np.exp((logits - logits.max()) / temperature)
+        for k in range(10):
+            assert math.isclose(by_class[k]["uncalibrated_probability"], raw[k] / raw.sum(), abs_tol=1e-5)
+            assert math.isclose(by_class[k]["probability"], calibrated[k] / calibrated.sum(), abs_tol=1e-5)
+        listed = [entry["class_index"] for entry in result["predictions"]]
+        assert listed == np.argsort(-logits, kind="stable").tolist()
+
+
+def test_one_file_in_a_form_is_answered_like_a_bare_body(server: Server) -> None:
+    """multipart/form-data with one part named file gives one result object."""
+    image, _ = fixtures("digits")[0]
+    response = httpx.post(f"{server.url}/v1/models/digits/classify", files={"file": image})
+    assert response.json()["predictions"] == server.post("digits", image).json()["predictions"]
+
+
+def test_several_files_are_answered_in_order_and_a_bad_one_costs_no_other(server: Server) -> None:
+    """A form of several gives results in order, each a result or an error object."""
+    good = fixtures("digits")[:5]
+    parts = [("file", image) for image, _ in good]
+    parts[2:2] = [("file", good[0][0][:100]), ("file", b"not an image")]
+    response = httpx.post(f"{server.url}/v1/models/digits/classify", files=parts)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [result.get("error", {}).get("status") for result in results] == [None, None, 400, 415, None, None, None]
+    expected = [server.post("digits", image).json()["predictions"][0]["label"] for image, _ in good]
+    assert [r["predictions"][0]["label"] for r in results if "error" not in r] == expected
+    assert results[2]["error"].keys() == MEMBERS
+
+
+def test_more_files_than_one_batch_are_all_answered_in_order(server: Server) -> None:
+    """Requests larger than a batch are split and put together again."""
+    images = [image for image, _ in fixtures("digits")] * 2
+    alone = [server.post("digits", image).json()["predictions"][0] for image in images[:64]]
+    response = httpx.post(f"{server.url}/v1/models/digits/classify", files=[("file", i) for i in images], timeout=60)
+    together = [result["predictions"][0] for result in response.json()["results"]]
+    assert len(together) == 128
+    for one, other in zip(alone * 2, together, strict=True):
+        assert one["label"] == other["label"]
+        assert math.isclose(one["probability"], other["probability"], abs_tol=1e-5)
+
+
+def test_a_body_that_is_no_image_gets_415(server: Server) -> None:
+    """Text under an image's media type, and other media types, are not images."""
+    assert "JPEG" in str(problem(server.post("digits", b"hello"), 415)["detail"])
+    assert "text/plain" in str(problem(server.post("digits", b"hello", "text/plain"), 415)["detail"])
+    image, _ = fixtures("digits")[0]
+    problem(server.post("digits", image, "application/x-www-form-urlencoded"), 415)
+
+
+def test_a_damaged_image_gets_400(server: Server) -> None:
+    """Truncated and empty images are named as such."""
+    image, _ = fixtures("cifar10")[0]
+    for body in (image[:-1], image[: len(image) // 2], image[:20], b""):
+        problem(server.post("digits", body), 400)
+
+
+def test_an_unknown_model_gets_404_with_the_known_ones(server: Server) -> None:
+    """The detail lists what there is."""
+    detail = str(problem(server.post("nothing", b"x"), 404)["detail"])
+    assert all(model in detail for model in MODELS)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/nothing", "/v1", "/v1/models/", "/v1/models/digits/", "/v1/models/digits/classify/x", "/static_content/x"],
+)
+def test_an_unknown_path_gets_404(server: Server, path: str) -> None:
+    """Whatever is not in the contract is not there."""
+    problem(httpx.get(server.url + path), 404)
+
+
+@pytest.mark.parametrize(
+    "query", ["top_k=0", "top_k=11", "top_k=-1", "top_k=x", "top_k=", "logits=maybe", "topk=3", "top_k=1&top_k=2"]
+)
+def test_a_bad_parameter_gets_422(server: Server, query: str) -> None:
+    """A parameter that makes no sense is refused, not ignored."""
+    image, _ = fixtures("digits")[0]
+    problem(server.post("digits", image, query=f"?{query}"), 422)
+
+
+def test_a_wrong_method_gets_405_with_the_right_one(server: Server) -> None:
+    """Allow names the method that works."""
+    response = httpx.get(f"{server.url}/v1/models/digits/classify")
+    problem(response, 405)
+    assert response.headers["allow"] == "POST"
+    problem(httpx.post(f"{server.url}/v1/models"), 405)
+
+
+def test_a_body_over_the_limit_gets_413_declared_or_not(server: Server) -> None:
+    """By its Content-Length at once, without one while it streams; the connection goes on working."""
+    too_large = b"\x89PNG\r\n\x1a\n" + bytes(11 * 1024 * 1024)
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        url, headers = "/v1/models/digits/classify", {"content-type": "image/png"}
+        problem(client.post(url, content=too_large, headers=headers), 413)
+        chunks = (too_large[start : start + 65536] for start in range(0, len(too_large), 65536))
+        problem(client.post(url, content=chunks, headers=headers), 413)
+        image, _ = fixtures("digits")[0]
+        assert client.post(url, content=image, headers=headers).status_code == 200
+
+
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(server: Server) -> None:
+    """The answer comes on the header alone."""
+    host, port = server.url.removeprefix("http://").split(":")
+    head = (
+        "POST /v1/models/digits/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        "Content-Length: 99999999999\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_image_with_too_many_pixels_gets_413_from_its_header(server: Server, tmp_path: Path) -> None:
+    """A PNG of 20,000 × 20,000 zeros is half a megabyte and is refused undecoded."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    started = time.perf_counter()
+    assert "pixels" in str(problem(server.post("digits", path.read_bytes()), 413)["detail"])
+    assert time.perf_counter() - started < 1
+
+
+def test_the_models_are_listed_and_described(server: Server) -> None:
+    """Labels, input, version, digests, accuracy and calibration figures."""
+    listed = httpx.get(f"{server.url}/v1/models").json()["models"]
+    assert [model["name"] for model in listed] == MODELS
+    for model in MODELS:
+        described = httpx.get(f"{server.url}/v1/models/{model}").json()
+        found = bundle.discover(BUNDLES)[model]
+        assert described["labels"] == found.manifest.labels
+        assert described["files"] == found.manifest.files
+        assert described["input"]["height"] == 32
+        assert described["calibration"]["metrics"]["after"]["accuracy"] == found.calibration.metrics.after.accuracy
+        assert described["backend"] == {"name": "onnx", "device": "cpu"} or described["backend"]["device"] == "cuda"
+
+
+def test_health_and_readiness(server: Server) -> None:
+    """Both answer 200 once every model is loaded, and readiness names the models."""
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+    ready = httpx.get(f"{server.url}/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["models"] == MODELS
+    assert httpx.head(f"{server.url}/readyz").status_code == 200
+
+
+def test_the_service_is_ready_within_five_seconds(server: Server) -> None:
+    """Cold start, from the command to /readyz 200; four times the promise is allowed to a busy machine."""
+    assert server.seconds_to_ready < 20
+
+
+def test_request_ids_are_kept_when_sane_and_replaced_when_not(server: Server) -> None:
+    """A client's id comes back in header and body; one that could forge a log line does not."""
+    url = f"{server.url}/v1/models/nothing"
+    assert httpx.get(url, headers={"x-request-id": "abc-1.2_3"}).json()["request_id"] == "abc-1.2_3"
+    assert httpx.get(url, headers={"x-request-id": "a b"}).json()["request_id"] != "a b"
+    assert len(httpx.get(url, headers={"x-request-id": "x" * 129}).json()["request_id"]) == 32
+
+
+def test_the_openapi_document_describes_the_contract(server: Server) -> None:
+    """/docs.json holds every route this service answers itself."""
+    document = httpx.get(f"{server.url}/docs.json").json()
+    assert document["openapi"].startswith("3.")
+    routes = {"/v1/models", "/v1/models/{name}", "/v1/models/{name}/classify", "/livez", "/readyz"}
+    assert routes == set(document["paths"])
+    assert set(document["paths"]["/v1/models/{name}/classify"]["post"]["requestBody"]["content"]) == {
+        "image/*",
+        "application/octet-stream",
+        "multipart/form-data",
+    }
+
+
+def test_bentomls_own_client_classifies_pixels(server: Server) -> None:
+    """One array gives one result, a stack of them a list; the numbers are those of the HTTP route."""
+    images = [Image.open(path) for path in sorted((ROOT / "tests/fixtures/digits").glob("*.png"))[:3]]
+    arrays = [np.asarray(image.convert("RGB")) for image in images]
+    with bentoml.SyncHTTPClient(server.url) as client:
+        one = client.classify_pixels(pixels=arrays[0], model="digits", top_k=1)
+        several = client.classify_pixels(pixels=np.stack(arrays), model="digits")["results"]
+    expected = server.post("digits", fixtures("digits")[0][0], query="?top_k=1").json()
+    assert one["predictions"] == expected["predictions"]
+    assert [result["predictions"][0]["label"] for result in several] == [label for _, label in fixtures("digits")[:3]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"pixels": [[300, -1]], "model": "digits"},
+        {"pixels": [[0.5]], "model": "digits"},
+        {"pixels": [["a"]], "model": "digits"},
+        {"pixels": [[1, 2], [3]], "model": "digits"},
+        {"pixels": "http://127.0.0.1:1/x", "model": "digits"},
+        {"pixels": [[10**30]], "model": "digits"},
+        {"pixels": [], "model": "digits"},
+        {"pixels": [[0]], "model": "nothing"},
+        {"pixels": [[0]], "model": "digits", "top_k": 0},
+        {},
+    ],
+)
+def test_bad_pixels_get_a_4xx(server: Server, body: dict[str, object]) -> None:
+    """BentoML's own route never answers bad input with a 500 either."""
+    assert 400 <= httpx.post(f"{server.url}/classify_pixels", json=body).status_code < 500
+
+
+def test_nothing_a_client_sends_is_fetched(server: Server) -> None:
+    """A body that looks like a URL is not followed, on either route."""
+    with socket.create_server(("127.0.0.1", 0)) as bait:
+        bait.settimeout(0.5)
+        url = f"http://127.0.0.1:{bait.getsockname()[1]}/x.png"
+        server.post("digits", url.encode())
+        server.post("digits", url.encode(), "text/plain")
+        httpx.post(f"{server.url}/v1/models/digits/classify", data={"file": url})
+        for body in ({"pixels": url, "model": "digits"}, {"pixels": [[0]], "model": url}):
+            httpx.post(f"{server.url}/classify_pixels", json=body)
+        with pytest.raises(TimeoutError):
+            bait.accept()
+
+
+def test_bentomls_routes_have_the_body_limit_too(server: Server) -> None:
+    """A body that BentoML would read whole is refused by its size."""
+    problem(httpx.post(f"{server.url}/classify_pixels", content=bytes(11 * 1024 * 1024)), 413)
+
+
+def test_unknown_paths_leave_the_metrics_as_they_are(server: Server) -> None:
+    """No client can make the metrics grow by asking for ever new paths."""
+    before = len(httpx.get(f"{server.url}/metrics").text.splitlines())
+    for i in range(50):
+        httpx.get(f"{server.url}/random-{i}")
+        httpx.get(f"{server.url}/v1/models/random-{i}")
+    after = httpx.get(f"{server.url}/metrics").text
+    assert "random-" not in after
+    assert len(after.splitlines()) <= before + 40
+
+
+def test_the_service_never_loads_torch(server: Server) -> None:
+    """Serving needs no torch: importing the service with the default settings loads none."""
+    code = "import sys, service.api; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in _descendants(server.process.pid)]
+    assert maps
+    assert not any("libtorch" in text for text in maps)
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid] + [below for child in children for below in _descendants(int(child))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_truncated_images_among_many_cost_no_other(server: Server, model: str) -> None:
+    """64 concurrent clients, one in ten sending a truncated image: exactly those get 400; batches form."""
+    images = [image for image, _ in fixtures(model)]
+    batches, total = metric(server, "trueodds_batch_size_count"), metric(server, "trueodds_batch_size_sum")
+
+    async def client(number: int, http: httpx.AsyncClient) -> list[tuple[bool, int]]:
+        seen = []
+        for turn in range(20):
+            bad = (number + turn) % 10 == 0
+            image = images[(number * 20 + turn) % len(images)]
+            body = image[: len(image) // 2] if bad else image
+            response = await http.post(f"/v1/models/{model}/classify", content=body, headers=PNG)
+            seen.append((bad, response.status_code))
+        return seen
+
+    async def crowd() -> list[tuple[bool, int]]:
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as http:
+            seen = await asyncio.gather(*(client(n, http) for n in range(64)))
+        return [answer for answers in seen for answer in answers]
+
+    answers = asyncio.run(crowd())
+    assert len(answers) == 1280
+    assert all(status == (400 if bad else 200) for bad, status in answers)
+    batches, total = (
+        metric(server, "trueodds_batch_size_count") - batches,
+        metric(server, "trueodds_batch_size_sum") - total,
+    )
+    assert total == sum(not bad for bad, _ in answers)
+    assert total / batches > 1.5
+
+
+PNG = {"content-type": "image/png"}
+
+
+@pytest.mark.slow
+def test_an_overloaded_model_says_503_and_when_to_retry(tmp_path: Path) -> None:
+    """With a queue of one image, a crowd gets answers and 503s with Retry-After, nothing else."""
+    image, _ = fixtures("cifar10" if "cifar10" in MODELS else "digits")[0]
+    model = "cifar10" if "cifar10" in MODELS else "digits"
+    settings = {"TRUEODDS_WORKERS": "1", "TRUEODDS_MAX_QUEUE_SIZE": "1", "TRUEODDS_MAX_BATCH_SIZE": "1"}
+    with serving(tmp_path, settings) as tight, ThreadPoolExecutor(32) as pool:
+        responses = list(pool.map(lambda _: tight.post(model, image), range(400)))
+    statuses = {response.status_code for response in responses}
+    assert statuses <= {200, 503}
+    assert 200 in statuses
+    for response in responses:
+        if response.status_code == 503:
+            problem(response, 503)
+            assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.slow
+def test_the_torchscript_backend_gives_the_same_answers(server: Server, tmp_path: Path) -> None:
+    """One setting changes the runtime, and nothing a client sees."""
+    pytest.importorskip("torch")
+    with serving(tmp_path, {"TRUEODDS_BACKEND": "torchscript", "TRUEODDS_WORKERS": "1"}) as other:
+        assert httpx.get(f"{other.url}/v1/models/digits").json()["backend"]["name"] == "torchscript"
+        for model in MODELS:
+            for image, _ in fixtures(model)[:16]:
+                one, two = (s.post(model, image, query="?top_k=all").json() for s in (server, other))
+                for left, right in zip(one["predictions"], two["predictions"], strict=True):
+                    assert math.isclose(left["probability"], right["probability"], abs_tol=1e-5)
+
+
+def start(arguments: list[str], home: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env=environment(home, settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "complaint"),
+    [
+        ([], {"TRUEODDS_BUNDLES": "/nonexistent"}, "/nonexistent"),
+        ([], {"TRUEODDS_MODELS": "nothing"}, "nothing"),
+        ([], {"TRUEODDS_PORT": "1"}, "TRUEODDS_PORT is not a setting"),
+        ([], {"TRUEODDS_MAX_PIXELS": "many"}, "TRUEODDS_MAX_PIXELS"),
+        (["--port", "99999"], {}, "99999"),
+        (["--host", "192.0.2.1"], {}, "192.0.2.1"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_told_in_one_line(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], complaint: str
+) -> None:
+    """No traceback, a non-zero exit, and the name of what is wrong."""
+    ended = start(arguments, tmp_path, settings)
+    assert ended.returncode == 1
+    assert complaint in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_told_in_one_line(server: Server, tmp_path: Path) -> None:
+    """A second start does not disturb the first."""
+    ended = start(["--port", server.url.rsplit(":", 1)[1]], tmp_path, {})
+    assert ended.returncode == 1
+    assert "--port" in ended.stderr
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_service_and_frees_its_port(tmp_path: Path) -> None:
+    """Interrupted, it exits soon, without a traceback, and can be started again on the same port."""
+    with serving(tmp_path, {"TRUEODDS_WORKERS": "1"}) as running:
+        running.process.send_signal(2)
+        assert running.process.wait(20) is not None
+        assert "Traceback" not in running.log.read_text()
+        with socket.create_server(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))):
+            pass

@@ -1,0 +1,181 @@
+"""Training: data in, weights out, interrupted or not."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models
+from models import datasets, train
+from models.datasets import Dataset
+from models.muon import orthogonalise
+from models.recipe import Schedule
+from models.whitened_vgg import WhitenedVGG, augment, whitening_filters
+
+
+def tiny(name: str, directory: Path | None = None) -> Dataset:
+    """A stand-in of the right shape: bright squares in ten places."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 60, (1200, 32, 32, 3), np.uint8), np.arange(1200) % 10
+    for image, label in zip(images, labels, strict=True):
+        image[3 * label : 3 * label + 3, 8:24] = 255
+    return Dataset(name, images[:1000], labels[:1000], images[1000:], labels[1000:])
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The CIFAR-10 recipe on the stand-in data, writing to tmp_path."""
+    from dataclasses import replace
+
+    source = replace(datasets.DATASETS["cifar10"], n_train=1000, held_back=100)
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", source)
+    monkeypatch.setattr(train, "load", tiny)
+    recipe = replace(models.MODELS["digits"], dataset="cifar10", batch_size=100, epochs=3)
+    monkeypatch.setitem(models.MODELS, "digits", recipe)
+    monkeypatch.setattr(train, "weights_path", lambda name: tmp_path / "weights" / f"{name}.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(directory / "weights" / "digits.pt", weights_only=True)
+    return loaded
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its second epoch and started again, training arrives at exactly the same place."""
+    device = torch.device("cpu")
+    train.train("digits", seed=3, epochs=None, device=device)
+    expected = weights(small)
+    (small / "weights" / "digits.pt").unlink()
+    for checkpoint in (small / "runs").rglob("*.pt"):
+        checkpoint.unlink()
+
+    steps, one_epoch = 0, train._epoch
+
+    def interrupted(*arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            raise KeyboardInterrupt
+        return one_epoch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train("digits", seed=3, epochs=None, device=device)
+    monkeypatch.setattr(train, "_epoch", one_epoch)
+    train.train("digits", seed=3, epochs=None, device=device)
+    for name, value in weights(small).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.slow
+def test_training_learns_and_records_how(small: Path) -> None:
+    """The loss falls, the stand-in is learnt, and the record tells command, seed and figures."""
+    import json
+
+    train.train("digits", seed=0, epochs=5, device=torch.device("cpu"))
+    record = json.loads((small / "weights" / "digits.json").read_text())
+    assert record["test"]["accuracy"] > 0.9
+    assert record["history"][-1]["loss"] < record["history"][0]["loss"]
+    assert record["command"] == "python -m models.train digits --seed 0 --epochs 5"
+    assert record["splits"].keys() == {"train", "fit", "conformal"}
+
+
+def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
+    """The command line names what there is."""
+    command = [sys.executable, "-m", "models.train", "nothing"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "digits" in ended.stderr
+
+
+def test_missing_data_is_told_in_one_line(tmp_path: Path) -> None:
+    """Without the data there is no traceback, but what is missing and how to get it."""
+    import os
+
+    command = [sys.executable, "-m", "models.train", "digits"]
+    settings = os.environ | {"DATA_DIR": str(tmp_path / "none")}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert str(tmp_path / "none") in ended.stderr
+
+
+def test_ctrl_c_ends_training_with_how_to_go_on(tmp_path: Path) -> None:
+    """Interrupted from the keyboard, it says how to resume and exits with 130."""
+    code = (
+        "import sys, models.train as t\n"
+        "def stop(*a): raise KeyboardInterrupt\n"
+        "t.train = stop\n"
+        "sys.exit(t.main(['digits']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 128 + signal.SIGINT
+    assert "resume" in ended.stderr
+
+
+def test_whitening_makes_patches_uncorrelated() -> None:
+    """The first half of the filters turns natural patches into channels of unit variance without correlation."""
+    generator = torch.Generator().manual_seed(0)
+    images = nn.functional.avg_pool2d(torch.randn(200, 3, 34, 34, generator=generator), 3, 1)
+    filters = whitening_filters(images)
+    assert filters.shape == (24, 3, 2, 2)
+    assert torch.equal(filters[:12], -filters[12:])
+    answers = nn.functional.conv2d(images, filters[:12]).permute(1, 0, 2, 3).flatten(1)
+    covariance = answers @ answers.T / answers.shape[1]
+    assert torch.allclose(covariance, torch.eye(12), atol=0.05)
+
+
+def test_augmentation_mirrors_every_image_every_second_epoch() -> None:
+    """Of two consecutive epochs, an image is mirrored in exactly one; shifts aside, its pixels are its own."""
+    images = torch.zeros(8, 3, 32, 32)
+    images[:, :, 14:18, :8] = 1.0  # on the left
+    order = torch.arange(8)
+    sides = []
+    for epoch in (0, 1):
+        shifted = augment(images, epoch, order, torch.Generator().manual_seed(0))
+        assert shifted.shape == images.shape
+        sides.append(shifted[..., :16].sum((1, 2, 3)) > shifted[..., 16:].sum((1, 2, 3)))
+    assert torch.equal(sides[0], ~sides[1])
+    assert 0 < int(sides[0].sum()) < 8
+
+
+def test_orthogonalise_keeps_directions_and_evens_sizes() -> None:
+    """Singular vectors stay, singular values come near one (Newton-Schulz with five steps)."""
+    matrix = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    result = orthogonalise(matrix, steps=5)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    core = left.T @ result @ right.T
+    assert torch.allclose(core, torch.diag(core.diagonal()), atol=1e-3)
+    assert ((core.diagonal() > 0.6) & (core.diagonal() < 1.3)).all()
+    assert torch.allclose(orthogonalise(matrix.T, steps=5), result.T, atol=1e-4)
+
+
+def test_the_learning_rates_end_at_zero() -> None:
+    """Every schedule of every recipe reaches zero at the last step, or earlier."""
+    for recipe in models.MODELS.values():
+        schedule = Schedule(recipe.epochs, 10, recipe.batch_size)
+        for optimizer, rate in recipe.optimizers(recipe.build(), schedule):
+            first = max(group["lr"] for group in optimizer.param_groups)
+            for _ in range(schedule.total_steps - 1):
+                optimizer.step()
+                rate.step()
+            assert all(group["lr"] <= 0.02 * max(first, 1) for group in optimizer.param_groups)
+
+
+def test_the_cifar_network_has_the_shapes_its_docstring_says() -> None:
+    """(N, 3, 32, 32) gives (N, 10) by way of 31, 15, 7 and 3 pixels."""
+    net, sides = WhitenedVGG().eval(), []
+    for layer in (net.whiten, *net.blocks):
+        layer.register_forward_hook(lambda module, given, made: sides.append(made.shape[-1]))
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sides == [31, 15, 7, 3]
