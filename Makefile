@@ -15,6 +15,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-
 
 export BENTOML_HOME ?= $(CURDIR)/.cache/bentoml-$(PORT)
 export BENTOML_DO_NOT_TRACK ?= True
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check format train export load image image-test lock clean

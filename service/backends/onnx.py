@@ -1,5 +1,6 @@
 """ONNX Runtime: the CUDA execution provider where there is one, the CPU otherwise; chosen here and reported."""
 
+import os
 from pathlib import Path
 
 from service.backends import OUTPUTS, Device, Outputs
@@ -14,6 +15,8 @@ class OnnxBackend:
     """An ONNX Runtime session over the bundle's graph."""
 
     def __init__(self, path: Path, device: Device, threads: int) -> None:
+        # Read as the library is loaded; it would write a device id to the home directory and call its maker.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         options = ort.SessionOptions()
