@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.backends import Forward, Outputs
-from service.errors import Overloaded
+from service.errors import NotReady, Overloaded
 from service.images import Pixels
 
 
@@ -95,12 +95,15 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
-        self._busy = True
         loop = asyncio.get_running_loop()
-        # One hop to the thread and one back for the whole batch.
-        self._executor.submit(self._infer, batch).add_done_callback(
-            lambda done: loop.call_soon_threadsafe(self._settle, batch, done.result())
-        )
+        try:
+            # One hop to the thread and one back for the whole batch.
+            running = self._executor.submit(self._infer, batch)
+        except RuntimeError:
+            self._settle(batch, [NotReady("The service is stopping; retry elsewhere.")] * len(batch))
+            return
+        self._busy = True
+        running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._settle, batch, done.result()))
 
     def _take(self) -> list[_Waiting]:
         """The images that go next, oldest first. What nobody waits for any more is dropped, what is late refused."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.backends import Outputs
 from service.batching import Batcher, BatchReport, Limits
-from service.errors import Overloaded
+from service.errors import NotReady, Overloaded
 from service.images import Pixels
 
 P = ParamSpec("P")
@@ -406,5 +406,20 @@ def test_reports_tell_the_longest_wait() -> None:
         assert (first.size, second.size) == (1, 2)
         assert second.waited_s >= 0.03
         assert 0 <= second.inference_s < 1
+
+    run(scenario())
+
+
+def test_a_stopped_executor_leaves_nobody_waiting() -> None:
+    """Once the service is stopping, whoever still comes is told to go elsewhere."""
+
+    async def scenario() -> None:
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(Network().forward, ROOMY, executor, lambda report: None)
+        executor.shutdown()
+        for _ in range(2):
+            with pytest.raises(NotReady):
+                await batcher.submit(images(1))
+        assert batcher.queued == 0
 
     run(scenario())
