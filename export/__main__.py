@@ -22,6 +22,7 @@ from service import bundle
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
 from service.errors import BundleError
+from service.settings import available_cores
 
 BUNDLES = Path("models/bundles")
 FORMS = {
@@ -63,7 +64,7 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
     try:
         for form, (write, backend) in FORMS.items():
             write(graph, spec, staging / backend.FILE)
-            worst = verify(graph, backend.load(staging, "cpu", 1), held.eval.pixels, form)
+            worst = verify(graph, backend.load(staging, "cpu", available_cores()), held.eval.pixels, form)
             print(f"{form}: {len(held.eval.pixels):,} test images agree, logits within {worst:.1e}")
         training = json.loads(weights.with_suffix(".json").read_text())
         write_documents(staging, Export(name, version, spec, held, fitted, training))

@@ -23,8 +23,8 @@ def verify(graph: CalibratedGraph, backend: Backend, pixels: Pixels, form: str) 
     Raises ParityError when a logit is off by more than 1e-4, a probability by more than 1e-5, or a label changes.
     """
     worst = 0.0
+    expected = reference(graph, pixels)
     for size in BATCH_SIZES:
-        expected = reference(graph, pixels)
         answers = Outputs.concatenate([backend.forward(part) for part in _parts(pixels, size)])
         gaps = {
             "logits": (_gap(answers.logits, expected.logits), LOGIT_TOLERANCE),
