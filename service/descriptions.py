@@ -7,25 +7,15 @@ from service.registry import ServedModel
 
 def summarise(model: ServedModel) -> dict[str, Any]:
     """One line of the list of models."""
-    manifest, calibration = model.bundle.manifest, model.bundle.calibration
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "sha256": model.bundle.sha256,
-        "labels": manifest.labels,
-        "accuracy": calibration.metrics.after.accuracy,
-        "ece_15": calibration.metrics.after.ece_15,
-    }
+    after = model.bundle.calibration.metrics.after
+    return {**_identity(model), "accuracy": after.accuracy, "ece_15": after.ece_15}
 
 
 def describe(model: ServedModel) -> dict[str, Any]:
     """Everything there is to know of a model short of its files."""
     manifest, calibration = model.bundle.manifest, model.bundle.calibration
     return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "sha256": model.bundle.sha256,
-        "labels": manifest.labels,
+        **_identity(model),
         "input": {
             "kind": manifest.input.kind,
             "height": manifest.input.height,
@@ -40,4 +30,14 @@ def describe(model: ServedModel) -> dict[str, Any]:
             mode="json", include={"id", "method", "params", "data", "metrics", "conformal", "ood"}
         ),
         "created_by": manifest.created_by,
+    }
+
+
+def _identity(model: ServedModel) -> dict[str, Any]:
+    manifest = model.bundle.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "sha256": model.bundle.sha256,
+        "labels": manifest.labels,
     }
