@@ -17,7 +17,7 @@ from export.graph import CalibratedGraph
 from export.parity import ParityError, verify
 from models import MODELS, weights_path
 from models.datasets import DATASETS
-from models.formats import DataError
+from models.formats import DAMAGE, DataError
 from service import bundle
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         export(arguments.name, arguments.version, arguments.bundles, arguments.weights or weights_path(arguments.name))
-    except (ParityError, BundleError, DataError, FileExistsError, FileNotFoundError) as error:
+    except (ParityError, BundleError, DataError, FileExistsError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     return 0
@@ -78,10 +78,15 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
 
 
 def load_network(net: nn.Module, weights: Path) -> nn.Module:
-    """Put trained weights into a network. Raises FileNotFoundError."""
-    if not weights.is_file():
-        raise FileNotFoundError(f"there are no weights at {weights}; train them with python -m models.train")
-    net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    """Put trained weights into a network. Raises DataError."""
+    record = weights.with_suffix(".json")
+    for path in (weights, record):
+        if not path.is_file():
+            raise DataError(f"there is no {path}; python -m models.train writes it")
+    try:
+        net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except DAMAGE as error:
+        raise DataError(f"{weights} does not hold the weights of this network; train it again") from error
     return net.eval()
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from models import MODELS, weights_path
 from models.datasets import Splits, load, normalise, pixels, splits
 from models.evaluate import Score, score
-from models.formats import DataError
+from models.formats import DAMAGE, DataError
 from models.recipe import Recipe, Schedule
 
 RUNS = Path("runs")
@@ -61,9 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="train for longer or shorter than the recipe says")
+    parser.add_argument("--epochs", type=_positive, help="train for longer or shorter than the recipe says")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def train(name: str, seed: int, epochs: int | None, device: torch.device) -> None:
@@ -166,15 +172,18 @@ class Checkpoint:
         partial.replace(self.path)
 
     def restore(self) -> Progress:
-        """The progress on disk, loaded into network and optimisers; a fresh one if there is none."""
+        """The progress on disk, loaded into network and optimisers; a fresh one if there is none. Raises DataError."""
         if not self.path.exists():
             return Progress()
-        state = torch.load(self.path, weights_only=True)
-        self.net.load_state_dict(state["net"])
-        for (optimizer, rate), (optimizer_state, rate_state) in zip(self.stepped, state["stepped"], strict=True):
-            optimizer.load_state_dict(optimizer_state)
-            rate.load_state_dict(rate_state)
-        progress = Progress(**state["progress"])
+        try:
+            state = torch.load(self.path, weights_only=True)
+            self.net.load_state_dict(state["net"])
+            for (optimizer, rate), (optimizer_state, rate_state) in zip(self.stepped, state["stepped"], strict=True):
+                optimizer.load_state_dict(optimizer_state)
+                rate.load_state_dict(rate_state)
+            progress = Progress(**state["progress"])
+        except DAMAGE as error:
+            raise DataError(f"{self.path} is damaged or of another network; delete it to start again") from error
         print(f"resuming {self.path} after epoch {progress.epoch}")
         return progress
 

@@ -184,6 +184,20 @@ def test_an_existing_version_is_never_overwritten() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
+    """A broken file and the weights of another network are refused in one line."""
+    (tmp_path / "broken.json").write_text("{}")
+    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "other.json").write_text("{}")
+    torch.save(MODELS["cifar10"].build().state_dict(), tmp_path / "other.pt")
+    for name in ("broken.pt", "other.pt"):
+        ended = run("digits", "--bundles", str(tmp_path / "bundles"), "--weights", str(tmp_path / name))
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"export: {tmp_path / name}")
+        assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "bundles").exists()
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     """The error says which file and which command makes it."""
     ended = run("digits", "--bundles", str(tmp_path), "--weights", str(tmp_path / "none.pt"))

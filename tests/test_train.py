@@ -13,6 +13,7 @@ from torch import nn
 import models
 from models import datasets, train
 from models.datasets import Dataset
+from models.formats import DataError
 from models.muon import orthogonalise
 from models.recipe import Schedule
 from models.whitened_vgg import WhitenedVGG, augment, whitening_filters
@@ -108,6 +109,15 @@ def test_missing_data_is_told_in_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert str(tmp_path / "none") in ended.stderr
+
+
+def test_a_damaged_checkpoint_is_named(small: Path) -> None:
+    """A checkpoint that cannot be read is not started over silently: it may be a week's work."""
+    path = small / "runs" / "digits" / "seed0-epochs3.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"cut off")
+    with pytest.raises(DataError, match="delete it to start again"):
+        train.train("digits", seed=0, epochs=None, device=torch.device("cpu"))
 
 
 def test_ctrl_c_ends_training_with_how_to_go_on(tmp_path: Path) -> None:
