@@ -176,6 +176,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_an_existing_version_is_never_overwritten() -> None:
     """Exporting the committed version again fails with one line and changes nothing."""
     ended = run("digits", "--version", "1")
@@ -184,6 +185,7 @@ def test_an_existing_version_is_never_overwritten() -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
     """A broken file and the weights of another network are refused in one line."""
     (tmp_path / "broken.json").write_text("{}")
@@ -198,6 +200,7 @@ def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "bundles").exists()
 
 
+@pytest.mark.slow
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     """The error says which file and which command makes it."""
     ended = run("digits", "--bundles", str(tmp_path), "--weights", str(tmp_path / "none.pt"))

@@ -91,6 +91,7 @@ def test_training_learns_and_records_how(small: Path) -> None:
     assert record["splits"].keys() == {"train", "fit", "conformal"}
 
 
+@pytest.mark.slow
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
     """The command line names what there is."""
     command = [sys.executable, "-m", "models.train", "nothing"]
@@ -99,6 +100,7 @@ def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
     assert "digits" in ended.stderr
 
 
+@pytest.mark.slow
 def test_missing_data_is_told_in_one_line(tmp_path: Path) -> None:
     """Without the data there is no traceback, but what is missing and how to get it."""
     import os
@@ -111,6 +113,7 @@ def test_missing_data_is_told_in_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(small: Path) -> None:
     """A checkpoint that cannot be read is not started over silently: it may be a week's work."""
     path = small / "runs" / "digits" / "seed0-epochs3.pt"
@@ -120,6 +123,7 @@ def test_a_damaged_checkpoint_is_named(small: Path) -> None:
         train.train("digits", seed=0, epochs=None, device=torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_training_with_how_to_go_on(tmp_path: Path) -> None:
     """Interrupted from the keyboard, it says how to resume and exits with 130."""
     code = (
