@@ -21,12 +21,11 @@ START_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A running service: where it answers, its process, its log and how long it took to be ready."""
+    """A running service: where it answers, its process and its log."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
-    seconds_to_ready: float
 
     def post(self, model: str, body: bytes, content_type: str = "image/png", query: str = "") -> httpx.Response:
         url = f"{self.url}/v1/models/{model}/classify{query}"
@@ -52,7 +51,6 @@ def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[S
     port = free_port()
     home.mkdir(parents=True, exist_ok=True)
     log = home / "log"
-    started = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "--port", str(port)],
@@ -65,7 +63,7 @@ def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[S
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, log)
-        yield Server(url, process, log, time.perf_counter() - started)
+        yield Server(url, process, log)
     finally:
         stop(process)
 

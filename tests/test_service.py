@@ -231,11 +231,6 @@ def test_health_and_readiness(server: Server) -> None:
     assert httpx.head(f"{server.url}/readyz").status_code == 200
 
 
-def test_the_service_is_ready_within_five_seconds(server: Server) -> None:
-    """Cold start, from the command to /readyz 200; four times the promise is allowed to a busy machine."""
-    assert server.seconds_to_ready < 20
-
-
 def test_request_ids_are_kept_when_sane_and_replaced_when_not(server: Server) -> None:
     """A client's id comes back in header and body; one that could forge a log line does not."""
     url = f"{server.url}/v1/models/nothing"
