@@ -1,7 +1,7 @@
 """The HTTP interface: a bare ASGI callable in front of BentoML's own application.
 
-It answers the routes of the contract itself, past BentoML's middleware, and hands on what is BentoML's: metrics, index
-page and the API routes of its Python client. Nothing else reaches BentoML, whose metrics grow with every new path.
+It answers the routes of the contract itself, past BentoML's middleware, and hands on what is BentoML's: metrics
+and the API routes of its Python client. Nothing else reaches BentoML, whose metrics grow with every new path.
 """
 
 import gc
@@ -24,6 +24,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("trueodds")
 
 MODELS = "/v1/models"
+# For whoever opens the address in a browser.
+START = {"models": MODELS, "openapi": "/docs.json", "metrics": "/metrics", "ready": "/readyz", "alive": "/livez"}
 
 
 class Worker(Protocol):
@@ -99,6 +101,8 @@ class Front:
 
     async def _answer(self, request: Request) -> Response:
         match request.path:
+            case "/":
+                return _only("GET", request, {"name": self._openapi["info"]["title"], **START})
             case "/livez":
                 return _only("GET", request, {"status": "alive"})
             case "/readyz":

@@ -151,7 +151,15 @@ def test_an_unknown_model_gets_404_with_the_known_ones(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/nothing", "/v1", "/v1/models/", "/v1/models/digits/", "/v1/models/digits/classify/x", "/static_content/x"],
+    [
+        "/nothing",
+        "/v1",
+        "/v1/models/",
+        "/v1/models/digits/",
+        "/v1/models/digits/classify/x",
+        "/static_content/x",
+        "/static_content/index.css",
+    ],
 )
 def test_an_unknown_path_gets_404(server: Server, path: str) -> None:
     """Whatever is not in the contract is not there."""
@@ -220,6 +228,13 @@ def test_the_models_are_listed_and_described(server: Server) -> None:
         assert described["input"]["height"] == 32
         assert described["calibration"]["metrics"]["after"]["accuracy"] == found.calibration.metrics.after.accuracy
         assert described["backend"] == {"name": "onnx", "device": "cpu"} or described["backend"]["device"] == "cuda"
+
+
+def test_the_root_leads_on(server: Server) -> None:
+    """Whoever opens the address finds where things are, each of them there; no page calls a third party."""
+    start = httpx.get(server.url).json()
+    for name in ("models", "openapi", "metrics", "ready", "alive"):
+        assert httpx.get(server.url + start[name]).status_code == 200
 
 
 def test_health_and_readiness(server: Server) -> None:
