@@ -21,6 +21,8 @@ from service.settings import Settings, available_cores
 
 SETTINGS = Settings.from_environment()
 PIXELS_ROUTE = "/classify_pixels"
+# Every other problem is the client's argument.
+BENTOML_ERRORS = {404: NotFound, 503: ServiceUnavailable}
 
 
 class Api:
@@ -62,8 +64,6 @@ class Api:
     def close(self) -> None:
         self.classifier.close()
 
-
-BENTOML_ERRORS = {404: NotFound, 503: ServiceUnavailable}
 
 TrueOdds = fronted_service(
     Front(BENTOML_PATHS | {PIXELS_ROUTE}, SETTINGS, document(VERSION)),
