@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 
 from export.calibrate import Fitted, HeldOut, measure
+from export.parity import run
 from models.datasets import DATASETS
-from service.backends import Outputs
 from service.backends import onnx as onnx_backend
 from service.bundle import (
     CALIBRATION,
@@ -27,7 +27,7 @@ from service.bundle import (
     preprocessing_digest,
 )
 from service.calibration import softmax
-from service.images import InputSpec, Pixels
+from service.images import InputSpec
 
 CARD = "MODEL_CARD.md"
 PACKAGES = ("torch", "onnx", "onnxscript", "numpy", "pillow")
@@ -71,7 +71,8 @@ def write_documents(directory: Path, export: Export) -> None:
 
 def _calibration(directory: Path, export: Export) -> Calibration:
     held, fitted = export.held, export.fitted
-    answers = _test_answers(directory, held.eval.pixels)
+    # The figures published are those of the written file itself.
+    answers = run(onnx_backend.load(directory, "cpu", 1), held.eval.pixels, batch_size=500)
     chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int)
     calibration = Calibration(
         schema_version=1,
@@ -92,12 +93,6 @@ def _calibration(directory: Path, export: Export) -> Calibration:
         ],
     )
     return calibration.model_copy(update={"id": calibration_id(calibration.model_dump(mode="json"))})
-
-
-def _test_answers(directory: Path, pixels: Pixels) -> Outputs:
-    """What the written ONNX form answers on the test images: the figures published are those of the file itself."""
-    backend = onnx_backend.load(directory, "cpu", 1)
-    return Outputs.concatenate([backend.forward(pixels[start : start + 500]) for start in range(0, len(pixels), 500)])
 
 
 def _versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ def verify(graph: CalibratedGraph, backend: Backend, pixels: Pixels, form: str) 
     worst = 0.0
     expected = reference(graph, pixels)
     for size in BATCH_SIZES:
-        answers = Outputs.concatenate([backend.forward(part) for part in _parts(pixels, size)])
+        answers = run(backend, pixels, size)
         gaps = {
             "logits": (_gap(answers.logits, expected.logits), LOGIT_TOLERANCE),
             "probabilities": (_gap(answers.probabilities, expected.probabilities), PROBABILITY_TOLERANCE),
@@ -38,6 +38,11 @@ def verify(graph: CalibratedGraph, backend: Backend, pixels: Pixels, form: str) 
             raise ParityError(f"{form} at batch {size}: {changed} of {len(pixels)} images change their label")
         worst = max(worst, gaps["logits"][0])
     return worst
+
+
+def run(backend: Backend, pixels: Pixels, batch_size: int) -> Outputs:
+    """What an exported form answers for (N, H, W, 3) uint8, so many images at a time."""
+    return Outputs.concatenate([backend.forward(part) for part in _parts(pixels, batch_size)])
 
 
 @torch.inference_mode()

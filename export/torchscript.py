@@ -1,6 +1,5 @@
 """TorchScript, by tracing, frozen."""
 
-import warnings
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -8,16 +7,15 @@ from pathlib import Path
 import torch
 
 from export.graph import CalibratedGraph
+from service.backends.torchscript import deprecation_known
 from service.images import InputSpec
 
 
 def write(graph: CalibratedGraph, spec: InputSpec, path: Path) -> None:
     """Write `graph` as a traced module that takes (N, H, W, 3) uint8."""
     example = torch.zeros((2, spec.height, spec.width, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        # torch 2.13 deprecates TorchScript; it is offered here for those who run it.
-        warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=DeprecationWarning)
-        archive = BytesIO()
+    archive = BytesIO()
+    with deprecation_known():
         torch.jit.save(torch.jit.freeze(torch.jit.trace(graph.eval(), example)), archive)
     _write_without_traces(archive, path)
 

@@ -4,6 +4,8 @@ The only part of the service that needs torch.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +44,18 @@ class TorchScriptBackend:
         return Outputs(*(outputs[OUTPUTS.index(name)].cpu().numpy() for name in OUTPUTS))
 
 
+@contextmanager
+def deprecation_known() -> Iterator[None]:
+    """Silence exactly torch 2.13's notice that TorchScript is deprecated: it is offered here for those who run it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=DeprecationWarning)
+        yield
+
+
 def _load_module(path: Path, device: str) -> "torch.jit.ScriptModule":
     import torch
 
-    with warnings.catch_warnings():
-        # torch 2.13 deprecates TorchScript; it is offered here for those who run it.
-        warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=DeprecationWarning)
+    with deprecation_known():
         module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
     return module.eval()
 
