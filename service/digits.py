@@ -1,5 +1,6 @@
 """A picture of one digit, however drawn → the pixels MNIST's authors would have made of it."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,9 @@ def digit_pixels(image: Image.Image, height: int, width: int) -> Pixels:
     ink = _ink(_grey(image))
     if ink is not None:
         digit = _fitted(ink)
-        top = _offset(digit.sum(1), height)
-        left = _offset(digit.sum(0), width)
-        field[top : top + digit.shape[0], left : left + digit.shape[1]] = digit[:, :, None]
+        (rows, columns), (down, across) = digit.shape, _centre_of_mass(digit)
+        top, left = _offset(rows, down, height), _offset(columns, across, width)
+        field[top : top + rows, left : left + columns] = digit[:, :, None]
     return field
 
 
@@ -43,7 +44,10 @@ def _grey(image: Image.Image) -> Pixels:
         image = image.reduce(factor)
     if image.mode == "RGBA":
         image = over(image, contrasting_background(image))
-    return np.asarray(image.convert("L"))
+    if image.mode != "L":
+        image = image.convert("L")
+    # What numpy's asarray does in twice the time.
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width)
 
 
 def _ink(grey: Pixels) -> Pixels | None:
@@ -59,10 +63,10 @@ def _ink(grey: Pixels) -> Pixels | None:
     return ink if inner is None else inner
 
 
-def _extent(profile: npt.NDArray[Any]) -> slice:
+def _extent(profile: npt.NDArray[np.bool_]) -> slice:
     """From the first to the last that is true."""
-    found = np.flatnonzero(profile)
-    return slice(int(found[0]), int(found[-1]) + 1)
+    flags = profile.tobytes()
+    return slice(flags.index(True), flags.rindex(True) + 1)
 
 
 def _inset(extent: slice) -> slice:
@@ -73,14 +77,39 @@ def _inset(extent: slice) -> slice:
 
 def _contrast(grey: Pixels) -> Pixels | None:
     """How much darker or lighter than its paper each pixel is, stretched to 0–255; None if it is all paper."""
-    paper, noise = _paper(grey)
-    deviation = grey - paper
-    light = np.maximum(deviation - noise, 0)
-    dark = np.maximum(-deviation - noise, 0)
-    # Squares, lest a broad faint light outweighs thin strokes.
-    ink = light if np.vdot(light, light) >= np.vdot(dark, dark) else dark
+    level = _even_level(grey)
+    ink = _uneven_ink(grey) if level is None else _even_ink(grey, level)
     peak = float(ink.max())
     return _stretched(ink, peak) if peak >= FAINTEST_INK else None
+
+
+def _even_level(grey: Pixels) -> int | None:
+    """The grey of paper that is of one grey. If most of the border is, so are its median and no noise beside it."""
+    border = _border(grey).tobytes()
+    return border[0] if 2 * border.count(border[0]) > len(border) else None
+
+
+def _even_ink(grey: Pixels, level: int) -> Pixels:
+    """What `_uneven_ink` finds where there is no noise, in bytes: a third of the time, and most pictures are such."""
+    if level in (0, 255):
+        # There is no darker than black nor lighter than white.
+        return grey if level == 0 else np.invert(grey)
+    light: Pixels = np.maximum(grey, level) - level
+    dark: Pixels = level - np.minimum(grey, level)
+    return light if _power(light.astype(np.float64)) >= _power(dark.astype(np.float64)) else dark
+
+
+def _uneven_ink(grey: Pixels) -> npt.NDArray[np.float64]:
+    paper, noise = _paper(grey)
+    deviation = grey - paper
+    light: npt.NDArray[np.float64] = np.maximum(deviation - noise, 0)
+    dark: npt.NDArray[np.float64] = np.maximum(-deviation - noise, 0)
+    return light if _power(light) >= _power(dark) else dark
+
+
+def _power(ink: npt.NDArray[np.float64]) -> float:
+    """The sum of squares, lest a broad faint light outweighs thin strokes."""
+    return float(np.vdot(ink, ink))
 
 
 def _paper(grey: Pixels) -> tuple[float | npt.NDArray[np.float64], float]:
@@ -116,13 +145,16 @@ def _median(values: npt.NDArray[Any]) -> float:
 
 
 def _stretched(ink: npt.NDArray[Any], peak: float) -> Pixels:
+    if peak == 255 and ink.dtype == np.uint8:
+        # Nothing to stretch, as in nearly every clean drawing.
+        return ink
     return np.asarray(np.rint(ink * (255 / peak)), np.uint8)
 
 
 def _fitted(ink: Pixels) -> Pixels:
     """The inked part, its longer side scaled to MNIST's box."""
     inked = ink >= INKED
-    rows, columns = (_extent(np.any(inked, axis=axis)) for axis in (1, 0))
+    rows, columns = (_extent(np.logical_or.reduce(inked, axis)) for axis in (1, 0))
     longest = max(rows.stop - rows.start, columns.stop - columns.start)
     scale = DIGIT_BOX / longest
     # The faint outline of a stroke belongs to it; scaled up, that of a mere dot would not fit the field.
@@ -136,7 +168,20 @@ def _fitted(ink: Pixels) -> Pixels:
     return _stretched(digit, max(1, int(digit.max())))
 
 
-def _offset(profile: npt.NDArray[np.unsignedinteger], field: int) -> int:
-    """Where a digit's profile along one axis starts so that its centre of mass is the field's centre, kept inside."""
-    centre = float(profile @ np.arange(len(profile))) / max(1.0, float(profile.sum()))
-    return min(max(0, round(field / 2 - centre)), field - len(profile))
+def _centre_of_mass(digit: Pixels) -> tuple[float, float]:
+    """Down and across."""
+    height, width = digit.shape
+    # Sums of whole numbers below 2⁵³, so exact in whatever order.
+    (mass, across), (down, _) = (_powers(height).T @ digit.astype(np.float64) @ _powers(width)).tolist()
+    return down / max(1.0, mass), across / max(1.0, mass)
+
+
+@lru_cache
+def _powers(side: int) -> npt.NDArray[np.float64]:
+    """The zeroth and first power of each index: (side, 2)."""
+    return np.vander(np.arange(side, dtype=np.float64), 2, increasing=True)
+
+
+def _offset(side: int, centre: float, field: int) -> int:
+    """Where a digit starts along one axis so that its centre of mass is the field's centre, kept inside."""
+    return min(max(0, round(field / 2 - centre)), field - side)

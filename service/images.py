@@ -9,6 +9,7 @@ Colour profiles, comments and all pictures of an animation but the first are ign
 
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -31,8 +32,16 @@ from service.errors import ImageTooLarge, Problem, UndecodableImage, Unsupported
 Pixels = npt.NDArray[np.uint8]
 
 ACCEPTED = "JPEG, PNG, GIF, WebP and BMP"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks of a PNG that make its picture. Pillow would inflate comments and colour profiles, which may be bombs.
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+PNG_CHUNK = struct.Struct(">I4s")
+# Of a plain PNG, by what its header says after the size: the mode and the channels.
+PLAIN_PNGS = {b"\x08\0\0\0\0": ("L", 1), b"\x08\2\0\0\0": ("RGB", 3), b"\x08\6\0\0\0": ("RGBA", 4)}
+PLAIN_PNG_START = b"\0\0\0\rIHDR"
+PLAIN_PNG_HEADER = struct.Struct(">8xII5sI")
+# What one block of an uncompressed zlib stream holds.
+MAX_PLAIN_PNG_BYTES = 65_535
 BMP_RUN_LENGTH_CODES = (1, 2)
 # Run lengths are decoded in Python, some seconds for a picture of the size that is accepted otherwise.
 MAX_RUN_LENGTH_PIXELS = 1_000_000
@@ -60,33 +69,49 @@ class InputSpec:
     std: tuple[float, float, float]
 
 
-def read_header(data: bytes, max_pixels: int) -> ImageFile:
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Of an upload: (width, height), and what decodes the rest, upright and 8 bits a channel."""
+
+    size: tuple[int, int]
+    picture: Callable[[], Image.Image]
+
+    @property
+    def width(self) -> int:
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1]
+
+
+def read_header(data: bytes, max_pixels: int) -> Header:
     """An upload whose header is sound and whose pixels are not decoded yet.
 
     Raises UnsupportedImage (415), UndecodableImage (400) or ImageTooLarge (413).
     """
     if not data:
         raise UndecodableImage("The upload is empty; send the bytes of one image.")
-    reader = next((read for signature, read in READERS.items() if re.match(signature, data, re.DOTALL)), None)
+    reader = next((read for signature, read in READERS.items() if signature.match(data)), None)
     if reader is None:
         raise UnsupportedImage(f"This is not an image that can be read here; send {ACCEPTED}.")
     try:
-        image = reader(data, max_pixels)
+        header = reader(data, max_pixels)
     except Problem:
         raise
     except Exception as error:  # A decoder may raise anything on a hostile header; each is the image's fault.
         raise UndecodableImage("The image is damaged or truncated: its header cannot be read.") from error
-    _check_size(image.size, max_pixels)
-    return image
+    _check_size(header.size, max_pixels)
+    return header
 
 
-def decode(image: ImageFile) -> Image.Image:
+def decode(header: Header) -> Image.Image:
     """The upright picture, 8 bits a channel, mode L, RGB or RGBA; the first frame of an animation.
 
     Raises UndecodableImage (400).
     """
     try:
-        return _eight_bit(_upright(_loaded(image)))
+        return header.picture()
     except Exception as error:  # As above, for the pixels.
         raise UndecodableImage("The image is damaged or truncated: its pixels cannot be read.") from error
 
@@ -116,29 +141,72 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageTooLarge(f"The image has {width} × {height} pixels; at most {max_pixels:,} are accepted.")
 
 
-def _jpeg(data: bytes, max_pixels: int) -> ImageFile:
-    return JpegImageFile(BytesIO(data))
+def _file(image: ImageFile) -> Header:
+    return Header(image.size, lambda: _eight_bit(_upright(_loaded(image))))
 
 
-def _png(data: bytes, max_pixels: int) -> ImageFile:
-    """Stripped of all but the picture; whole only with its end chunk, though Pillow would do without."""
-    kept, position, kind = [data[:8]], 8, b""
+def _jpeg(data: bytes, max_pixels: int) -> Header:
+    return _file(JpegImageFile(BytesIO(data)))
+
+
+def _png(data: bytes, max_pixels: int) -> Header:
+    chunks = _picture_chunks(data)
+    return _plain_png(chunks) or _stripped_png(chunks)
+
+
+def _picture_chunks(data: bytes) -> list[bytes]:
+    """The chunks that make the picture; whole only with the last of them, though Pillow would do without."""
+    kept, position, kind = [], 8, b""
     while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
+        length, kind = PNG_CHUNK.unpack_from(data, position)
         end = position + length + 12
         if end > len(data):
             raise UndecodableImage("The PNG is truncated.")
         if kind in PNG_CHUNKS:
             kept.append(data[position:end])
         position = end
-    return PngImageFile(BytesIO(b"".join(kept)))
+    return kept
 
 
-def _gif(data: bytes, max_pixels: int) -> ImageFile:
-    return GifImageFile(BytesIO(data))
+def _stripped_png(chunks: list[bytes]) -> Header:
+    return _file(PngImageFile(BytesIO(b"".join((PNG_SIGNATURE, *chunks)))))
 
 
-def _webp(data: bytes, max_pixels: int) -> ImageFile:
+def _plain_png(chunks: list[bytes]) -> Header | None:
+    """Of a small PNG of a header, one chunk of pixels and no more, as most are.
+
+    Read and decoded in 13 µs (28 × 28 grey) and 36 µs (32 × 32 colour), Pillow's reader takes 32 and 60 (AMD EPYC).
+    """
+    # Counted first, for a file may be made of millions.
+    if len(chunks) != 3 or chunks[0][:8] != PLAIN_PNG_START or chunks[1][4:8] != b"IDAT":
+        return None
+    width, height, form, checksum = PLAIN_PNG_HEADER.unpack(chunks[0])
+    mode, channels = PLAIN_PNGS.get(form, ("", 0))
+    n_bytes = height * (1 + width * channels)
+    if not (mode and width and 0 < n_bytes <= MAX_PLAIN_PNG_BYTES and zlib.crc32(chunks[0][4:21]) == checksum):
+        return None
+    return Header((width, height), lambda: _plain_picture(chunks, mode, (width, height), n_bytes))
+
+
+def _plain_picture(chunks: list[bytes], mode: str, size: tuple[int, int], n_bytes: int) -> Image.Image:
+    """Inflated whole, which saves 7 of 46 µs in colour, for Pillow inflates row by row; its decoder does the rest."""
+    stream = zlib.decompressobj()
+    try:
+        rows = stream.decompress(chunks[1][8:-4], n_bytes)
+    except zlib.error:
+        rows = b""
+    if not stream.eof or len(rows) != n_bytes:
+        # Damaged, too long or too short: Pillow decides what of it to overlook.
+        return _stripped_png(chunks).picture()
+    uncompressed = struct.pack("<3sHH", b"\x78\x01\x01", n_bytes, n_bytes ^ 0xFFFF) + rows
+    return Image.frombytes(mode, size, uncompressed, "zip", mode, 0)
+
+
+def _gif(data: bytes, max_pixels: int) -> Header:
+    return _file(GifImageFile(BytesIO(data)))
+
+
+def _webp(data: bytes, max_pixels: int) -> Header:
     """Its decoder allocates the canvas as soon as it is made, so the size is read here."""
     match data[12:16]:
         case b"VP8X":
@@ -149,14 +217,14 @@ def _webp(data: bytes, max_pixels: int) -> ImageFile:
         case _:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     _check_size((width, height), max_pixels)
-    return WebPImageFile(BytesIO(data))
+    return _file(WebPImageFile(BytesIO(data)))
 
 
-def _bmp(data: bytes, max_pixels: int) -> ImageFile:
+def _bmp(data: bytes, max_pixels: int) -> Header:
     image = BmpImageFile(BytesIO(data))
     if image.info["compression"] in BMP_RUN_LENGTH_CODES:
         _check_size(image.size, min(max_pixels, MAX_RUN_LENGTH_PIXELS))
-    return image
+    return _file(image)
 
 
 def _loaded(image: ImageFile) -> Image.Image:
@@ -213,16 +281,19 @@ def _photo_pixels(image: Image.Image, spec: InputSpec) -> Pixels:
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     if image.mode == "RGBA":
         image = over(image, 255)
-    return np.asarray(image.convert("RGB"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    # What numpy's asarray does, in half the time.
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.height, spec.width, 3)
 
 
 # Each by what its files start with. The first picture of a phone's multi-picture JPEG is a JPEG like any other.
-READERS: dict[bytes, Callable[[bytes, int], ImageFile]] = {
-    rb"\xff\xd8\xff": _jpeg,
-    rb"\x89PNG\r\n\x1a\n": _png,
-    rb"GIF8[79]a": _gif,
-    rb"RIFF....WEBP": _webp,
-    rb"BM.{12}[\x0c-\x7c]\0\0\0": _bmp,
+READERS: dict[re.Pattern[bytes], Callable[[bytes, int], Header]] = {
+    re.compile(rb"\xff\xd8\xff"): _jpeg,
+    re.compile(re.escape(PNG_SIGNATURE)): _png,
+    re.compile(rb"GIF8[79]a"): _gif,
+    re.compile(rb"RIFF....WEBP", re.DOTALL): _webp,
+    re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL): _bmp,
 }
 
 PIXELS: dict[str, Callable[[Image.Image, InputSpec], Pixels]] = {

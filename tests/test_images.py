@@ -364,6 +364,58 @@ def test_lossless_recodings_of_any_grey_picture(spec: InputSpec, data: st.DataOb
         assert (pixels(recode(image), spec) == expected).all()
 
 
+def filtered(image: Image.Image, seed: int = 0) -> bytes:
+    """Rows as a PNG holds them, each said to be filtered in some way; what picture they make is of no matter."""
+    rng = np.random.default_rng(seed)
+    rows = np.asarray(image).reshape(image.height, -1)
+    return np.column_stack((rng.integers(0, 5, image.height, np.uint8), rows)).tobytes()
+
+
+def png_of(image: Image.Image, *streams: bytes) -> bytes:
+    colour = {"L": 0, "RGB": 2, "RGBA": 6}[image.mode]
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, colour, 0, 0, 0)
+    return b"".join(
+        (PNG_SIGNATURE, chunk(b"IHDR", header), *(chunk(b"IDAT", stream) for stream in streams), chunk(b"IEND"))
+    )
+
+
+def streams(rows: bytes) -> Iterator[tuple[bytes, ...]]:
+    """Ways to hold a picture's rows, sound or not."""
+    whole = zlib.compress(rows)
+    yield (whole,)
+    yield (whole[:20], whole[20:])
+    yield (b"", whole)
+    yield (whole + b"more",)
+    yield (whole[:-4],)
+    yield (whole[:-4] + b"\0\0\0\0",)
+    yield (whole[:20] + b"\xff" + whole[21:],)
+    yield (whole[: len(whole) // 2],)
+    yield (b"",)
+    yield (zlib.compress(rows + rows),)
+    yield (zlib.compress(rows[:-1]),)
+    yield (zlib.compress(rows[:100]),)
+    yield (zlib.compress(b"\5" + rows[1:]),)
+    yield (zlib.compress(rows, wbits=31),)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (300, 200)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_plain_pngs_are_read_as_pillow_reads_them(mode: str, size: tuple[int, int]) -> None:
+    """The shorter way of a small plain PNG gives Pillow's picture, and refuses what Pillow refuses."""
+    image = photograph().resize(size).convert(mode)
+    for parts in streams(filtered(image)):
+        data = png_of(image, *parts)
+        try:
+            expected = Image.open(BytesIO(data))
+            expected.load()
+        except (OSError, SyntaxError):
+            with pytest.raises(UndecodableImage):
+                picture(data)
+        else:
+            assert picture(data).mode == mode
+            assert picture(data).tobytes() == expected.tobytes()
+
+
 # Stored so that the viewer's turn, by the EXIF standard's table, makes it upright.
 STORED = {
     1: None,
