@@ -6,6 +6,7 @@
     ├── UnknownModel          404
     ├── UnknownPath           404
     ├── MethodNotAllowed      405
+    ├── NotAcceptable         406
     ├── BodyTimeout           408
     ├── BodyTooLarge          413
     ├── ImageTooLarge         413
@@ -69,6 +70,10 @@ class MethodNotAllowed(Problem):
 
     def __init__(self, method: str, allowed: str) -> None:
         super().__init__(f"{method} is not possible here; use {allowed}.", ((b"allow", allowed.encode()),))
+
+
+class NotAcceptable(Problem):
+    status, slug, title = 406, "not-acceptable", "Not acceptable"
 
 
 class BodyTimeout(Problem):

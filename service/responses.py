@@ -1,5 +1,7 @@
-"""What a client is sent: JSON documents and RFC 9457 problem documents."""
+"""What a client is sent: JSON documents, with or without an entity tag, and RFC 9457 problem documents."""
 
+import hashlib
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ from service.errors import Problem
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
+# RFC 9110, section 8.8.3: what is compared of an entity tag; a W/ before it does not count.
+ENTITY_TAG = re.compile(rb'"[!#-~\x80-\xff]*+"')
 
 
 @dataclass(frozen=True)
@@ -21,25 +25,49 @@ class Response:
     content_type: bytes
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    etag: bytes = b""
 
     @classmethod
     def json(cls, document: Any) -> "Response":
         return cls(200, JSON, encode(document))
 
     @classmethod
+    def cacheable_json(cls, document: Any) -> "Response":
+        """A document that stays the same for long: made once, kept, and for each request `unless_known`."""
+        body = encode(document)
+        etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
+        # no-cache: keep it, and ask each time whether it still holds.
+        return cls(200, JSON, body, ((b"cache-control", b"no-cache"), (b"etag", etag)), etag)
+
+    @classmethod
     def problem(cls, problem: Problem, request_id: str) -> "Response":
         return cls(problem.status, PROBLEM_JSON, encode(problem.document(request_id)), problem.headers)
 
+    def unless_known(self, if_none_match: bytes) -> "Response":
+        """Itself, or 304 without a body for a client that has it: its If-None-Match, empty for none, names the tag."""
+        if self.etag and not_modified(if_none_match, self.etag):
+            return Response(304, b"", b"", self.headers, self.etag)
+        return self
+
     async def send(self, send: Send, request_id: str) -> None:
+        # A 304 says nothing of a body: a length of 0 would be that of the document (RFC 9110, section 8.6).
+        content = () if self.status == 304 else self._content_headers()
         headers = [
-            (b"content-type", self.content_type),
-            (b"content-length", str(len(self.body)).encode()),
+            *content,
             (b"x-request-id", request_id.encode()),
             (b"x-content-type-options", b"nosniff"),
             *self.headers,
         ]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
+
+    def _content_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return (b"content-type", self.content_type), (b"content-length", str(len(self.body)).encode())
+
+
+def not_modified(if_none_match: bytes, etag: bytes) -> bool:
+    """Whether an If-None-Match header (RFC 9110, section 13.1.2), empty for none, names this entity tag, or is `*`."""
+    return if_none_match.strip() == b"*" or etag in ENTITY_TAG.findall(if_none_match)
 
 
 def encode(document: Any) -> bytes:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.answers import Answers, Options
+from service.answers import Answers, Options, Row
 from service.backends import Outputs
 from service.bundle import Bundle, load
 from service.calibration import Floats, energy, softmax
@@ -36,9 +39,144 @@ def outputs(
 
 def sent(bundle: Bundle, given: Outputs, options: Options | None = None) -> list[dict[str, Any]]:
     """The results as a client reads them."""
-    document = json.loads(encode({"results": Answers(bundle).results(given, options or Options(), "id-1")}))
-    results: list[dict[str, Any]] = document["results"]
-    return results
+    answers = Answers(bundle)
+    return [json.loads(answers.encode(row, options or Options(), "id-1")) for row in answers.rows(given)]
+
+
+def oracle(bundle: Bundle, given: Outputs, options: Options, request_id: str) -> list[bytes]:
+    """The results without haste: a document for each image, its values numpy's scalars, encoded by orjson."""
+    labels, calibration = bundle.manifest.labels, bundle.calibration
+    uncalibrated = softmax(given.logits)
+    order = np.argsort(-given.logits, axis=1, kind="stable")[:, : options.top_k].tolist()
+    documents = []
+    for i in range(len(given)):
+        members = np.flatnonzero(given.prediction_set[i]).tolist()
+        is_ood = bool(given.is_ood[i])
+        document = {
+            "request_id": request_id,
+            "model": {"name": bundle.manifest.name, "version": bundle.manifest.version, "sha256": bundle.sha256},
+            "predictions": [
+                {
+                    "label": labels[k],
+                    "class_index": k,
+                    "probability": given.probabilities[i, k],
+                    "uncalibrated_probability": uncalibrated[i, k],
+                }
+                for k in order[i]
+            ],
+            "prediction_set": {
+                "labels": [labels[k] for k in members],
+                "coverage": round(1 - calibration.conformal[0].alpha, 6),
+                "method": "lac",
+            },
+            "abstain": is_ood or len(members) > 1,
+            "ood": {
+                "score": given.energy[i],
+                "is_ood": is_ood,
+                "method": calibration.ood.method,
+                "threshold": calibration.ood.threshold,
+            },
+            "calibration": {
+                "id": calibration.id,
+                "method": calibration.method,
+                "ece_15": calibration.metrics.after.ece_15,
+                "ece_null_p99": calibration.metrics.null.ece_15_p99,
+                "n_fit": calibration.data["fit"].n,
+                "valid_for": None if is_ood else "in_distribution",
+            },
+        }
+        documents.append(document | ({"logits": given.logits[i]} if options.logits else {}))
+    return [encode(document) for document in documents]
+
+
+def bundle_with(labels: list[str], root: Path) -> Bundle:
+    """A bundle that differs from one on disk by its labels only."""
+    found = load(write_bundle(root)) if not (root / "pets").exists() else load(root / "pets" / "1")
+    return Bundle(
+        found.directory,
+        found.manifest.model_copy(update={"labels": labels}),
+        found.calibration.model_copy(update={"labels": labels}),
+    )
+
+
+ODD = ['quote " and \\', "new\nline", "\x00\x1f\x7f", "é 日本 🦉", "", "%b %d {}", "a", "a", "\u2028", "</script>"]
+LABEL_LISTS = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), min_size=1, max_size=14)
+FLOATS = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, 1.2e-38, 3.4e38, -3.4e38, 1e4, -1e4, 0.1, 16777216.0]),
+    st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    st.floats(width=32),
+)
+
+
+def table(n: int, classes: int, numbers: st.SearchStrategy[float]) -> st.SearchStrategy[npt.NDArray[np.float32]]:
+    row = st.lists(numbers, min_size=n * classes, max_size=n * classes)
+    return row.map(lambda values: np.array(values, np.float32).reshape(n, classes))
+
+
+@st.composite
+def any_outputs(draw: st.DrawFn, classes: int) -> Outputs:
+    """What no sane graph would answer, too: not a number, infinite, nothing in the set, everything in it."""
+    n = draw(st.integers(1, 5))
+    numbers = draw(st.sampled_from([FLOATS, st.sampled_from([0.0, 1.0, 2.0]), st.floats(-20, 20, width=32)]))
+    flags = st.lists(st.booleans(), min_size=n * classes, max_size=n * classes)
+    members = draw(st.one_of(flags, st.just([True] * n * classes), st.just([False] * n * classes)))
+    return Outputs(
+        draw(table(n, classes, numbers)),
+        draw(table(n, classes, st.one_of(FLOATS, st.floats(0, 1, width=32)))),
+        np.array(members).reshape(n, classes),
+        draw(table(n, 1, numbers))[:, 0],
+        np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
+    )
+
+
+@given(st.data(), LABEL_LISTS, st.one_of(st.none(), st.integers(1, 20)), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_an_answer_is_byte_for_byte_the_documents_json(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, labels: list[str], top_k: int | None, logits: bool
+) -> None:
+    """Whatever the outputs, labels and options, the parts put together are what orjson makes of the whole."""
+    bundle = bundle_with(labels, tmp_path_factory.getbasetemp() / "answers")
+    given, options = data.draw(any_outputs(len(labels))), Options(top_k, logits)
+    request_id = data.draw(st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True))
+    answers = Answers(bundle)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rows, expected = answers.rows(given), oracle(bundle, given, options, request_id)
+    assert [answers.encode(row, options, request_id) for row in rows] == expected
+    assert [answers.encode(row.alone(), options, request_id) for row in rows] == expected
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 1000])
+@pytest.mark.parametrize("n", [1, 2, 16, 64])
+@pytest.mark.parametrize("options", [Options(), Options(None, logits=True), Options(1)], ids=str)
+def test_batches_of_every_size_are_answered_alike(tmp_path: Path, classes: int, n: int, options: Options) -> None:
+    """As the oracle does it, for models of one class to a thousand."""
+    bundle = bundle_with([f"label {k}" for k in range(classes)], tmp_path)
+    given = outputs(np.random.default_rng(0).normal(size=(n, classes)).astype(np.float32) * 4)
+    answers = Answers(bundle)
+    assert [answers.encode(row, options, "id-1") for row in answers.rows(given)] == oracle(
+        bundle, given, options, "id-1"
+    )
+
+
+def test_a_row_alone_keeps_nothing_of_its_batch(bundle: Bundle) -> None:
+    """Its arrays are its own, so that one row that is kept does not keep 63 others."""
+    row: Row = Answers(bundle).rows(outputs())[1].alone()
+    assert row.order.base is None
+    assert row.numbers.base is None
+    assert (row.order.shape, row.numbers.shape) == ((5,), (16,))
+
+
+def test_numbers_survive_as_they_are(bundle: Bundle) -> None:
+    """A probability of 1e-45 is told as such, 0.1 as 0.1, and what is no number as null."""
+    logits = np.array([[3, 2, 1, 0, -1]], np.float32)
+    probabilities = np.array([[0.1, 1e-45, 1e-30, 1 / 3, np.nan]], np.float32)
+    given = Outputs(logits, probabilities, logits > 2, np.array([np.inf], np.float32), np.array([False]))
+    answers = Answers(bundle)
+    text = answers.encode(answers.rows(given)[0], Options(None), "id-1")
+    for told in (b'"probability":0.1,', b'"probability":1e-45,', b'"probability":1e-30,', b'"probability":0.33333334,'):
+        assert told in text
+    assert b'"probability":null,' in text
+    assert b'"score":null,' in text
 
 
 def test_a_result_has_the_members_of_the_contract(bundle: Bundle) -> None:
