@@ -18,11 +18,11 @@ from export.parity import ParityError, verify
 from models import MODELS, weights_path
 from models.datasets import DATASETS
 from models.formats import DAMAGE, DataError
-from service import bundle
+from service import bundle, tuning
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
 from service.errors import BundleError
-from service.settings import available_cores
+from service.settings import Settings, available_cores
 
 BUNDLES = Path("models/bundles")
 FORMS = {
@@ -74,7 +74,18 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     print(f"wrote {destination}")
+    _tune(bundle.load(destination))
     return destination
+
+
+def _tune(found: bundle.Bundle) -> None:
+    # As the service runs it here by default; what else there is, python -m service.tuning measures.
+    settings = Settings()
+    threads, wide_threads = settings.thread_count, tuning.wide_threads(settings)
+    backends = [
+        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads) for _, backend in FORMS.values()
+    ]
+    print(tuning.table(tuning.tune(found, backends)))
 
 
 def load_network(net: nn.Module, weights: Path) -> nn.Module:

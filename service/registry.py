@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from service import bundle
-from service.backends import Backend, Device, Outputs, onnx, torchscript
-from service.batching import Batcher, BatchReport, Limits
+from service import bundle, tuning
+from service.answers import Answers, Row
+from service.backends import Backend, Load, onnx, torchscript
+from service.batching import Batcher, BatchReport, Limits, Priority
+from service.binary import BinaryAnswers
+from service.board import Board
 from service.bundle import Bundle
 from service.errors import UnknownModel
 from service.images import Pixels
 from service.settings import Settings
+from service.tuning import Measured
+from service.turns import Turns
 
-BACKENDS: dict[str, Callable[[Path, Device, int], Backend]] = {
+BACKENDS: dict[str, Load] = {
     "onnx": onnx.load,
     "torchscript": torchscript.load,
 }
@@ -29,23 +34,25 @@ class ServedModel:
     bundle: Bundle
     backend_name: str
     backend: Backend
-    batcher: Batcher
-    executor: ThreadPoolExecutor
+    answers: Answers
+    binary_answers: BinaryAnswers
+    batcher: Batcher[Row]
 
     @property
     def name(self) -> str:
         return self.bundle.manifest.name
 
-    async def classify(self, pixels: Pixels) -> Outputs:
-        """(N, H, W, 3) uint8 → the outputs for these images, batched with whatever else is waiting."""
-        return await self.batcher.submit(pixels)
+    async def classify(self, pixels: Pixels, priority: Priority = Priority.INTERACTIVE) -> list[Row | Exception]:
+        """(N, H, W, 3) uint8 → an answer for each image, batched with whatever else is waiting."""
+        return await self.batcher.submit(pixels, priority)
 
 
 @dataclass(frozen=True)
 class Registry:
-    """The served models by name."""
+    """The served models by name, and the thread that runs their longer batches."""
 
     models: dict[str, ServedModel]
+    executor: ThreadPoolExecutor
 
     def named(self, name: str) -> ServedModel:
         """Raises UnknownModel, listing the known ones."""
@@ -55,28 +62,78 @@ class Registry:
             raise UnknownModel(f"There is no model {name!r}; there are {', '.join(self.models)}.") from None
 
     def close(self) -> None:
-        """Let running batches end and stop the threads."""
-        for model in self.models.values():
-            model.executor.shutdown()
+        """Let the running batch end and stop the thread."""
+        self.executor.shutdown()
 
 
-def load(settings: Settings, report: Callable[[str, BatchReport], None]) -> Registry:
-    """Load and warm up every model of the settings; `report` learns of each batch. Raises StartupError."""
+def load(
+    settings: Settings, board: Board, report: Callable[[str, BatchReport], None], cache: Path | None = None
+) -> Registry:
+    """Load and warm up every model of the settings; `report` learns of each batch. Raises StartupError.
+
+    `cache` is a folder for what is compiled and measured for this machine; without one that is done at each start.
+    """
+    # A backend is called by one thread at a time, and a device runs one batch at a time.
+    executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
     bundles = bundle.discover(settings.bundles, settings.models)
-    return Registry({name: _serve(found, settings, partial(report, name)) for name, found in bundles.items()})
+    warm = {name: _warm_backend(found, settings, cache) for name, found in bundles.items()}
+    turns = Turns(executor, board, on_loop=all(backend.device == "cpu" for backend, _ in warm.values()))
+    models = {
+        name: _serve(found, *warm[name], settings, turns, partial(report, name)) for name, found in bundles.items()
+    }
+    return Registry(models, executor)
 
 
-def _serve(found: Bundle, settings: Settings, report: Callable[[BatchReport], None]) -> ServedModel:
-    backend = BACKENDS[settings.backend](found.directory, settings.device, settings.thread_count)
-    limits = Limits(settings.max_batch_size, settings.max_queue_size, settings.max_wait_ms / 1000)
-    warm_up(backend, found, limits.max_batch_size)
-    # One thread a model: a backend is called by one thread at a time.
-    executor = ThreadPoolExecutor(1, thread_name_prefix=found.manifest.name)
-    return ServedModel(found, settings.backend, backend, Batcher(backend.forward, limits, executor, report), executor)
+def prepare(settings: Settings, cache: Path) -> None:
+    """Compile and measure into `cache` what is not there yet: best in a process that ends before the workers start.
+
+    On a machine that is still quiet, and for memory that no worker then holds. Raises StartupError.
+    """
+    for found in bundle.discover(settings.bundles, settings.models).values():
+        _loaded(found, settings, cache)
+
+
+def _warm_backend(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Backend, int]:
+    """The backend, ready, and the most images it should get at once."""
+    backend, measured = _loaded(found, settings, cache)
+    max_batch_size = settings.max_batch_size or measured.max_batch_size
+    warm_up(backend, found, max_batch_size)
+    return backend, max_batch_size
+
+
+def _loaded(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Backend, Measured]:
+    wide_threads = tuning.wide_threads(settings)
+    backend = BACKENDS[settings.backend](
+        found.directory, settings.device, settings.thread_count, wide_threads=wide_threads, cache=cache
+    )
+    return backend, tuning.tuned(found, backend, cache)
+
+
+def _serve(
+    found: Bundle,
+    backend: Backend,
+    max_batch_size: int,
+    settings: Settings,
+    turns: Turns,
+    report: Callable[[BatchReport], None],
+) -> ServedModel:
+    answers = Answers(found)
+    limits = Limits(max_batch_size, settings.max_queue_size, settings.max_wait_ms / 1000, settings.max_queue_bytes)
+
+    def forward(pixels: Pixels, *, alone: bool) -> list[Row]:
+        return answers.rows(backend.forward(pixels, alone=alone))
+
+    batcher = Batcher(forward, limits, turns, report)
+    return ServedModel(found, settings.backend, backend, answers, BinaryAnswers(found), batcher)
 
 
 def warm_up(backend: Backend, found: Bundle, max_batch_size: int) -> None:
-    """Run the backend at the smallest and largest shape it will be asked for."""
+    """Run the backend at the largest and smallest shape it will be asked for, in each of its ways.
+
+    The largest first: what is allocated for it serves the smaller ones too.
+    """
     spec = found.manifest.input
-    for size in {1, max_batch_size}:
-        backend.forward(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+    for size in (max_batch_size, 1):
+        pixels = np.zeros((size, spec.height, spec.width, 3), np.uint8)
+        for alone in (False, True):
+            backend.forward(pixels, alone=alone)

@@ -1,7 +1,8 @@
 """What runs a network: one file per framework, each with the same `load`; the heavy import happens inside it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from service.images import Pixels
 
 Floats = npt.NDArray[np.float32]
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -46,12 +47,43 @@ class Outputs:
 
 OUTPUTS = tuple(field.name for field in fields(Outputs))
 
-Forward = Callable[[Pixels], Outputs]
+
+@dataclass(frozen=True)
+class Placement:
+    """What a backend's speed depends on besides the model: two equal ones run at the same speed.
+
+    `hardware` names the processor or GPU, `runtime` the library and its version; `wide_threads` is 0 where there is
+    no second way to run.
+    """
+
+    backend: str
+    device: str
+    hardware: str
+    runtime: str
+    threads: int
+    wide_threads: int
 
 
 class Backend(Protocol):
-    """`forward` takes (N, H, W, 3) uint8 and is called from one thread at a time; `device` says where it runs."""
+    """`forward` takes (N, H, W, 3) uint8 and is called from one thread at a time; `device` says where it runs.
+
+    `alone` says that nobody else needs the cores now: from `wide_from` images on, the backend then takes all of them,
+    and never where that is None. The answers are the same up to float noise.
+    """
 
     device: str
+    placement: Placement
+    wide_from: int | None
 
-    def forward(self, pixels: Pixels) -> Outputs: ...
+    def forward(self, pixels: Pixels, *, alone: bool = False) -> Outputs: ...
+
+
+class Load(Protocol):
+    """The bundle in `directory`, ready to run on `threads` CPU threads, or on `wide_threads` when alone.
+
+    `cache` keeps what is compiled for this machine. Raises BackendError.
+    """
+
+    def __call__(
+        self, directory: Path, device: Device, threads: int, *, wide_threads: int = 0, cache: Path | None = None
+    ) -> Backend: ...

@@ -1,0 +1,397 @@
+"""Which batch size a model should be served at: measured on the machine that serves it, and remembered.
+
+`python -m service.tuning` measures every served bundle with every backend that is installed, prints what it found and
+writes it beside the bundles, as performance.json. A service that finds nothing there for its own machine measures at
+its start and keeps the result in its cache.
+
+performance.json depends on the machine, so the manifest does not vouch for it: it is checked when read, and ignored
+where it makes no sense. It bears on speed only, never on an answer.
+"""
+
+import argparse
+import fcntl
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service import bundle
+from service.backends import Backend, Placement, onnx, torchscript
+from service.bundle import Bundle
+from service.errors import BackendError, StartupError
+from service.images import Pixels
+from service.settings import Settings, available_cores
+
+logger = logging.getLogger("trueodds")
+
+PERFORMANCE = "performance.json"
+# Of the best throughput: more images at once gain less than this and make everybody wait longer.
+TOLERANCE = 0.03
+# An image meets at most one running batch and then shares one, so the model adds no more than twice this to its
+# latency: 100 ms, the time within which an answer seems immediate (Miller 1968; Nielsen 1993).
+LONGEST_BATCH_S = 0.05
+# Beyond, nothing was gained on any processor tried (docs/log.md), and activations take memory for good.
+LARGEST_ON_CPU, LARGEST_ON_GPU = 32, 256
+# All cores together must be this much faster than one worker's share, or they are better left to others.
+WIDE_GAIN = 1.25
+# Within a few per cent of the best on every processor tried (docs/log.md).
+SAFE = 16
+BUDGET_S = 0.4
+# Short batches are repeated for so long: else they would have more chances of an undisturbed moment than long ones.
+SAMPLE_S = 0.01
+# When there is time to wait for a quiet machine.
+ATTEMPTS = 5
+
+Positive = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, le=LARGEST_ON_GPU)]
+
+
+class Measured(BaseModel):
+    """One backend on one machine: microseconds a batch by batch size, and what follows from them.
+
+    `wide_microseconds` is the same with all cores; `wide_from` is the smallest batch that is better run so, or null.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    placement: Placement
+    microseconds: Annotated[dict[Size, Positive], Field(min_length=1)]
+    wide_microseconds: dict[Size, Positive] = {}
+    max_batch_size: Size
+    wide_from: Size | None = None
+
+    @model_validator(mode="after")
+    def _chosen_among_the_measured(self) -> "Measured":
+        if self.max_batch_size not in self.microseconds:
+            raise ValueError("max_batch_size was not measured")
+        if self.wide_from is not None and self.wide_from not in self.wide_microseconds:
+            raise ValueError("wide_from was not measured")
+        return self
+
+
+class Performance(BaseModel):
+    """performance.json: what was measured of one model, a machine an entry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    model_sha256: bundle.Sha256
+    entries: list[Measured] = []
+
+    def of(self, placement: Placement) -> Measured | None:
+        return next((entry for entry in self.entries if entry.placement == placement), None)
+
+    def updated(self, entry: Measured) -> "Performance":
+        others = [other for other in self.entries if other.placement != entry.placement]
+        return self.model_copy(update={"entries": [*others, entry]})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The height and width a model takes."""
+
+    height: int
+    width: int
+
+
+def wide_threads(settings: Settings) -> int:
+    """Threads for a batch that is alone: all cores, unless somebody has said how many an inference may have."""
+    return 0 if settings.threads else available_cores()
+
+
+def tuned(found: Bundle, backend: Backend, cache: Path | None = None) -> Measured:
+    """What is known of this model on this backend: from beside the bundle or from the cache, else measured now.
+
+    Sets the backend's `wide_from`. One process measures at a time, and those that waited for it measure nothing.
+    """
+    entry = _known(found, backend.placement, cache)
+    if entry is None:
+        with _one_at_a_time(cache):
+            entry = _known(found, backend.placement, cache) or _measured(found, backend, cache)
+    backend.wide_from = entry.wide_from
+    return entry
+
+
+def measure(backend: Backend, found: Bundle, budget_s: float = BUDGET_S) -> tuple[Measured, bool]:
+    """Sweep the batch sizes for about `budget_s` seconds; and whether the machine was quiet meanwhile.
+
+    Where it was not, the shares of the cores that were free say nothing of what all of them would give.
+    """
+    spec = found.manifest.input
+    bystanders = Bystanders()
+    narrow, wide = sweep(backend, Shape(spec.height, spec.width), budget_s)
+    quiet = bystanders.leave_cores(max(backend.placement.threads, backend.placement.wide_threads))
+    # By a worker's share alone: under load, when batches are full, nobody has all cores.
+    limit = choose_limit(narrow) if quiet else safe_limit(narrow)
+    served = {size: taken for size, taken in wide.items() if size <= limit}
+    entry = Measured(
+        placement=backend.placement,
+        microseconds=_microseconds(narrow),
+        wide_microseconds=_microseconds(wide),
+        max_batch_size=limit,
+        wide_from=choose_wide(narrow, served) if quiet else None,
+    )
+    return entry, quiet
+
+
+class Bystanders:
+    """What other processes take of the cores, from when this is made."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._since = self._now()
+
+    def leave_cores(self, wanted: int) -> bool:
+        """Whether nine tenths of so many cores were idle or ours. Where the system does not say, so it is taken."""
+        wall, own, idle = (now - then for now, then in zip(self._now(), self._since, strict=True))
+        return math.isnan(idle) or own + idle >= 0.9 * wanted * wall
+
+    def _now(self) -> tuple[float, float, float]:
+        try:
+            # proc(5): user, nice, system, idle, iowait, …, over all cores.
+            _, _, _, _, idle, iowait, *_ = self._stat.read_text().split("\n", 1)[0].split()
+            seconds = (int(idle) + int(iowait)) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError):
+            seconds = float("nan")
+        return time.perf_counter(), time.process_time(), seconds
+
+
+def sweep(backend: Backend, shape: Shape, budget_s: float) -> tuple[dict[int, float], dict[int, float]]:
+    """Seconds a batch by batch size: with a worker's share of the cores, and with all of them where there is a way.
+
+    The least of several rounds, for whatever else the machine does only ever adds. No batch is tried that would take
+    longer than LONGEST_BATCH_S.
+    """
+    deadline = time.perf_counter() + budget_s
+    sizes = _sizes(backend)
+    ways = (False, True) if backend.placement.wide_threads else (False,)
+    best: dict[bool, dict[int, float]] = {way: {} for way in ways}
+    wide_from, backend.wide_from = backend.wide_from, 1
+    try:
+        if backend.device == "tensorrt":
+            # It builds an engine for the sizes it has seen; so it builds two, not one a size.
+            backend.forward(np.zeros((sizes[-1], shape.height, shape.width, 3), np.uint8))
+        while True:
+            for size in sizes:
+                batch = np.zeros((size, shape.height, shape.width, 3), np.uint8)
+                if not best[False].get(size):
+                    if _too_long(best[False], size):
+                        break
+                    # The first run of a shape allocates, and may compile.
+                    for way in ways:
+                        backend.forward(batch, alone=way)
+                for way in ways:
+                    seconds = _timed(backend, batch, alone=way)
+                    best[way][size] = min(seconds, best[way].get(size, seconds))
+            if time.perf_counter() > deadline:
+                return best[False], best.get(True, {})
+    finally:
+        backend.wide_from = wide_from
+
+
+def choose_limit(seconds: dict[int, float]) -> int:
+    """The smallest batch within TOLERANCE of the best throughput, among those that take no longer than is good."""
+    bounded = {size: taken for size, taken in seconds.items() if taken <= LONGEST_BATCH_S} or {
+        min(seconds): seconds[min(seconds)]
+    }
+    best = max(size / taken for size, taken in bounded.items())
+    return min(size for size, taken in bounded.items() if size / taken >= best * (1 - TOLERANCE))
+
+
+def safe_limit(seconds: dict[int, float]) -> int:
+    """For a measurement not to be relied on: a batch too large costs little, one too small throughput."""
+    return max((size for size, taken in seconds.items() if taken <= LONGEST_BATCH_S and size <= SAFE), default=1)
+
+
+def choose_wide(narrow: dict[int, float], wide: dict[int, float]) -> int | None:
+    """The smallest batch from which on all cores are WIDE_GAIN times as fast as one worker's share; None for none."""
+    found = None
+    for size in sorted(wide, reverse=True):
+        if narrow[size] < wide[size] * WIDE_GAIN:
+            break
+        found = size
+    return found
+
+
+def read(path: Path, model_sha256: str) -> Performance:
+    """What a file says of this model; nothing where there is none, or, with a warning, where it makes no sense."""
+    nothing = Performance(model_sha256=model_sha256)
+    try:
+        performance = Performance.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return nothing
+    except (OSError, ValidationError) as error:
+        logger.warning("%s is ignored: %s", path, error)
+        return nothing
+    # Of a network exported before.
+    return performance if performance.model_sha256 == model_sha256 else nothing
+
+
+def write(path: Path, performance: Performance) -> None:
+    """Whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(performance.model_dump_json(indent=1) + "\n")
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def tune(found: Bundle, backends: Sequence[Backend], budget_s: float = BUDGET_S) -> list[Measured]:
+    """Measure, and write beside the bundle what was measured undisturbed. Raises OSError."""
+    path = found.directory / PERFORMANCE
+    performance = read(path, found.sha256)
+    entries = []
+    for backend in backends:
+        entry, quiet = _patiently_measured(backend, found, budget_s)
+        entries.append(entry)
+        if quiet:
+            performance = performance.updated(entry)
+        else:
+            logger.warning("%s: not kept, for others used the cores; try again", found.manifest.name)
+    if performance.entries:
+        write(path, performance)
+    return entries
+
+
+def _patiently_measured(backend: Backend, found: Bundle, budget_s: float) -> tuple[Measured, bool]:
+    for _ in range(ATTEMPTS - 1):
+        entry, quiet = measure(backend, found, budget_s)
+        if quiet:
+            return entry, quiet
+    return measure(backend, found, budget_s)
+
+
+def _known(found: Bundle, placement: Placement, cache: Path | None) -> Measured | None:
+    places = [found.directory / PERFORMANCE, *([_in_cache(cache, found)] if cache else [])]
+    return next(filter(None, (read(place, found.sha256).of(placement) for place in places)), None)
+
+
+def _measured(found: Bundle, backend: Backend, cache: Path | None) -> Measured:
+    entry, quiet = measure(backend, found)
+    logger.info("%s: batches of up to %d images, measured", found.manifest.name, entry.max_batch_size)
+    if cache and quiet:
+        path = _in_cache(cache, found)
+        try:
+            write(path, read(path, found.sha256).updated(entry))
+        except OSError as error:
+            logger.warning("what was measured is not kept: %s", error)
+    return entry
+
+
+def _in_cache(cache: Path, found: Bundle) -> Path:
+    return cache / "performance" / f"{found.sha256}.json"
+
+
+@contextmanager
+def _one_at_a_time(cache: Path | None) -> Iterator[None]:
+    """Two workers that measured together would measure each other. Without a cache nobody knows of the others."""
+    lock = _lock(cache) if cache else None
+    try:
+        yield
+    finally:
+        if lock:
+            lock.close()
+
+
+def _lock(cache: Path) -> IO[str] | None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = (cache / ".measuring").open("w")
+    except OSError:
+        return None
+    # Given back when the file is closed, or with the process.
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _sizes(backend: Backend) -> list[int]:
+    largest = LARGEST_ON_CPU if backend.device == "cpu" else LARGEST_ON_GPU
+    return [1 << power for power in range(largest.bit_length())]
+
+
+def _too_long(best: dict[int, float], size: int) -> bool:
+    # Twice the images take hardly less than twice the time where the bound is near.
+    return size // 2 in best and 1.8 * best[size // 2] > LONGEST_BATCH_S
+
+
+def _timed(backend: Backend, batch: Pixels, *, alone: bool) -> float:
+    runs, started = 0, time.perf_counter()
+    while True:
+        backend.forward(batch, alone=alone)
+        runs += 1
+        elapsed = time.perf_counter() - started
+        if elapsed >= SAMPLE_S:
+            return elapsed / runs
+
+
+def _microseconds(seconds: dict[int, float]) -> dict[int, float]:
+    return {size: round(taken * 1e6, 1) for size, taken in seconds.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m service.tuning", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each model and backend (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print only, write nothing")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = Settings.from_environment()
+        bundles = bundle.discover(settings.bundles, settings.models)
+        for name, found in bundles.items():
+            backends = list(_installed(found, settings))
+            if arguments.dry_run:
+                entries = [measure(backend, found, arguments.seconds)[0] for backend in backends]
+            else:
+                entries = tune(found, backends, arguments.seconds)
+            print(f"\n{name}\n{table(entries)}")
+    except (StartupError, OSError) as error:
+        print(f"tuning: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def table(entries: Sequence[Measured]) -> str:
+    """Images a second by backend, threads and batch size."""
+    sizes = sorted({size for entry in entries for size in (*entry.microseconds, *entry.wide_microseconds)})
+    head = ["images/s", "threads", *(f"batch {size}" for size in sizes), "limit", "all cores from"]
+    rows = [head]
+    for entry in entries:
+        placement = entry.placement
+        what = f"{placement.backend} {placement.device}"
+        chosen = [str(entry.max_batch_size), str(entry.wide_from or "never") if placement.wide_threads else "-"]
+        rows.append([what, str(placement.threads), *_rates(entry.microseconds, sizes), *chosen])
+        if entry.wide_microseconds:
+            rows.append([what, str(placement.wide_threads), *_rates(entry.wide_microseconds, sizes), "", ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _rates(microseconds: dict[int, float], sizes: Sequence[int]) -> list[str]:
+    return [f"{size / microseconds[size] * 1e6:,.0f}" if size in microseconds else "" for size in sizes]
+
+
+def _installed(found: Bundle, settings: Settings) -> Iterator[Backend]:
+    """Every backend of this machine, as the service would run it."""
+    for load in (onnx.load, torchscript.load):
+        try:
+            yield load(found.directory, settings.device, settings.thread_count, wide_threads=wide_threads(settings))
+        except BackendError as error:
+            print(f"not measured: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
