@@ -9,9 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-from service import bundle
+from service import bundle, registry
 from service.errors import StartupError
-from service.registry import BACKENDS
 from service.settings import Settings
 
 PROJECT = Path(__file__).parent.parent
@@ -39,8 +38,11 @@ def check(settings: Settings, host: str, port: int) -> None:
     if (settings.backend, settings.device) != ("onnx", "auto"):
         # The default runs anywhere; another choice may not be there.
         found = next(iter(bundles.values()))
-        BACKENDS[settings.backend](found.directory, settings.device, 1)
+        registry.BACKENDS[settings.backend](found.directory, settings.device, 1)
     _check_free(host, port)
+    if not settings.compiled.is_dir():
+        # The first start on this machine. In this process, which ends, so that no worker keeps the memory it takes.
+        registry.prepare(settings, settings.compiled)
 
 
 def _check_free(host: str, port: int) -> None:

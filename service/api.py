@@ -1,5 +1,6 @@
 """The BentoML service: what `bentoml serve` and `bentoml build` find."""
 
+import sys
 from typing import Any
 
 import bentoml
@@ -8,18 +9,23 @@ import orjson
 from bentoml.exceptions import InvalidArgument, NotFound, ServiceUnavailable
 
 from service import VERSION, bundle, images, registry
+from service.access_log import AccessLog
 from service.answers import Options
-from service.bentoml_seam import BENTOML_PATHS, fronted_service
+from service.bentoml_seam import BENTOML_PATHS, fronted_service, metrics_folder, worker_number
+from service.board import Board
+from service.cache import AnswerCache
 from service.classifier import Classifier
 from service.errors import Problem, UndecodableImage
 from service.http import Front
 from service.metrics import Metrics
 from service.openapi import document
 from service.requests import check_top_k, new_request_id
-from service.responses import encode
+from service.server import Server
 from service.settings import Settings, available_cores
 
 SETTINGS = Settings.from_environment()
+METRICS_FOLDER = metrics_folder()
+BOARD = Board(METRICS_FOLDER and METRICS_FOLDER / "workers.board", worker_number())
 PIXELS_ROUTE = "/classify_pixels"
 # Every other problem is the client's argument.
 BENTOML_ERRORS = {404: NotFound, 503: ServiceUnavailable}
@@ -32,10 +38,12 @@ class Api:
     """
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
-        models = registry.load(SETTINGS, self.metrics.batch)
+        self.metrics = Metrics(METRICS_FOLDER)
+        self.log = AccessLog(sys.stderr, SETTINGS.access_log_sample)
+        models = registry.load(SETTINGS, BOARD, self.metrics.batch, cache=SETTINGS.compiled)
         self.metrics.served(models)
-        self.classifier = Classifier(models, SETTINGS.max_pixels, available_cores())
+        cache = AnswerCache(SETTINGS.cache_bytes)
+        self.classifier = Classifier(models, SETTINGS.max_pixels, available_cores(), cache, self.metrics.cached)
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -54,20 +62,21 @@ class Api:
             fed = [images.to_pixels(images.of_array(image), spec) for image in (pixels if several else [pixels])]
             if not fed:
                 raise UndecodableImage("There is no image in an array of length 0.")
-            results = await self.classifier.classify_pixels(served, np.stack(fed), options, new_request_id())
+            rows = await self.classifier.classify_pixels(served, np.stack(fed))
         except Problem as problem:
             raise BENTOML_ERRORS.get(problem.status, InvalidArgument)(problem.detail) from problem
-        answer: dict[str, Any] = orjson.loads(encode({"results": results} if several else results[0]))
-        return answer
+        results = [orjson.loads(served.answers.encode(row, options, new_request_id())) for row in rows]
+        return {"results": results} if several else results[0]
 
-    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         self.classifier.close()
+        self.log.close()
 
 
 TrueOdds = fronted_service(
     Front(BENTOML_PATHS | {PIXELS_ROUTE}, SETTINGS, document(VERSION)),
     Api,
+    serve=lambda config: Server(config, SETTINGS.deadlines, BOARD),
     name="trueodds",
     config={
         "workers": SETTINGS.worker_count,

@@ -1,31 +1,51 @@
 """The dynamic batcher: requests in, batches out.
 
 Work-conserving: when the backend is free, whatever waits is dispatched, up to `max_batch_size`; an idle backend never
-waits for company. Batches therefore form by themselves under load, and a lone request is answered at once. The wait is
-bounded too: an image that was not dispatched within `max_wait_s` is refused rather than answered late.
+waits for company. Batches therefore form by themselves under load, and a lone request is answered at once. Nothing
+waits for ever: what was not dispatched by its deadline is refused rather than answered late, what nobody waits for any
+more is dropped, and what would not fit is refused at the door.
 """
 
 import asyncio
+import logging
+import math
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from service.backends import Forward, Outputs
-from service.errors import NotReady, Overloaded
+from service.errors import Overloaded
 from service.images import Pixels
+
+logger = logging.getLogger("trueodds")
+
+Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
+# Of each batch, while both kinds wait: bulk is slower then, never at a standstill.
+BULK_SHARE = 0.25
+# How much of the last batch's time an image goes into what the next is expected to take.
+SMOOTHING = 0.2
+
+
+class Priority(Enum):
+    """INTERACTIVE goes first: somebody waits for one answer. BULK has many images and minds less."""
+
+    INTERACTIVE = 0
+    BULK = 1
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_batch_size and max_queue_size count images; max_wait_s bounds the time in the queue, in seconds."""
+    """max_batch_size and max_queue_size count images; max_queue_bytes their pixels; max_wait_s is in seconds."""
 
     max_batch_size: int
     max_queue_size: int
     max_wait_s: float
+    max_queue_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -37,110 +57,246 @@ class BatchReport:
     inference_s: float
 
 
-@dataclass(eq=False)
-class _Waiting:
-    pixels: Pixels
-    answer: asyncio.Future[Outputs]
-    since: float
+class Forward(Protocol[Answer_co]):
+    """(N, H, W, 3) uint8 → an answer for each image; `alone`: no other worker needs the cores now."""
+
+    def __call__(self, pixels: Pixels, *, alone: bool) -> Sequence[Answer_co]: ...
 
 
-class Batcher:
-    """Runs `forward` over batches, one at a time, in `executor`. Belongs to the event loop that first submits."""
+class Job(Generic[Answer]):
+    """The images of one request on their way to their answers, which may come from several batches."""
+
+    __slots__ = ("answers", "deadline", "future", "pixels", "since", "taken", "unanswered")
 
     def __init__(
-        self, forward: Forward, limits: Limits, executor: Executor, report: Callable[[BatchReport], None]
+        self, pixels: Pixels, since: float, deadline: float, future: "asyncio.Future[list[Answer | Exception]]"
+    ) -> None:
+        self.pixels = pixels
+        self.since = since
+        self.deadline = deadline
+        self.future = future
+        # Images given to a batch so far; they go in order.
+        self.taken = 0
+        self.unanswered = len(pixels)
+        self.answers: list[Answer | Exception] = []
+
+    def settle(self, start: int, answers: Sequence[Answer | Exception]) -> None:
+        """Answers for the images from `start` on. Batches run one after another, so answers come in order."""
+        assert start == len(self.answers)
+        self.answers.extend(answers)
+        self.unanswered -= len(answers)
+        if not self.unanswered and not self.future.done():
+            self.future.set_result(self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[Answer]):
+    """The images of a job from `start` up to `stop`, which share a batch."""
+
+    job: Job[Answer]
+    start: int
+    stop: int
+
+    @property
+    def pixels(self) -> Pixels:
+        return self.job.pixels[self.start : self.stop]
+
+
+class Queue(Generic[Answer]):
+    """What waits for one model. Knows nothing of threads or of time but what it is told."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        # Ordered dicts rather than deques: a job that nobody waits for any more leaves from the middle.
+        self._interactive: OrderedDict[Job[Answer], None] = OrderedDict()
+        self._bulk: OrderedDict[Job[Answer], None] = OrderedDict()
+        self._bulk_credit = 0.0
+        self.images = 0
+        self.bytes = 0
+
+    def put(self, job: Job[Answer], priority: Priority) -> None:
+        """Raises Overloaded when the queue is full. An empty one takes whatever a request may hold."""
+        size, limits = len(job.pixels), self._limits
+        if self.images and (
+            self.images + size > limits.max_queue_size or self.bytes + job.pixels.nbytes > limits.max_queue_bytes
+        ):
+            raise Overloaded(f"{self.images} images already wait for this model; retry later.")
+        (self._bulk if priority is Priority.BULK else self._interactive)[job] = None
+        self.images += size
+        self.bytes += job.pixels.nbytes
+
+    def forget(self, job: Job[Answer]) -> None:
+        """Nobody waits for this job any more: what is left of it counts no longer and will not be taken."""
+        for jobs in (self._interactive, self._bulk):
+            if job in jobs:
+                del jobs[job]
+                left = job.pixels[job.taken :]
+                self.images -= len(left)
+                self.bytes -= left.nbytes
+
+    def take(self, now: float) -> list[Part[Answer]]:
+        """The batch that goes next, oldest first within a priority. What is late is refused."""
+        batch: list[Part[Answer]] = []
+        reserved = self._reserved_for_bulk()
+        room = self._fill(batch, self._interactive, self._limits.max_batch_size - reserved, now)
+        room = self._fill(batch, self._bulk, room + reserved, now)
+        self._fill(batch, self._interactive, room, now)
+        return batch
+
+    def _reserved_for_bulk(self) -> int:
+        if not self._bulk or not self._interactive:
+            self._bulk_credit = 0.0
+            return 0
+        # A share of less than an image adds up over several batches.
+        self._bulk_credit += BULK_SHARE * self._limits.max_batch_size
+        whole = math.floor(self._bulk_credit)
+        self._bulk_credit -= whole
+        return whole
+
+    def _fill(self, batch: list[Part[Answer]], jobs: OrderedDict[Job[Answer], None], room: int, now: float) -> int:
+        """Move images from `jobs` to `batch`; returns the room that is left."""
+        while jobs and room:
+            job = next(iter(jobs))
+            if not job.future.done() and job.deadline < now:
+                job.future.set_exception(Overloaded("No batch was free in time; retry later."))
+            if job.future.done():
+                self.forget(job)
+                continue
+            start = job.taken
+            job.taken = stop = min(len(job.pixels), start + room)
+            part = Part(job, start, stop)
+            batch.append(part)
+            room -= stop - start
+            self.images -= stop - start
+            self.bytes -= part.pixels.nbytes
+            if stop == len(job.pixels):
+                del jobs[job]
+        return room
+
+
+class Turns(Protocol):
+    """Gives batchers that share a device their turns."""
+
+    def ask(self, batcher: "Batcher[Answer]") -> None:
+        """Something waits in this batcher's queue."""
+        ...
+
+    def count(self, images: int) -> None:
+        """So many more images are in hand, or fewer."""
+        ...
+
+
+class Batcher(Generic[Answer]):
+    """Runs one model's `forward` over batches whenever `turns` gives it a turn."""
+
+    def __init__(
+        self,
+        forward: Forward[Answer],
+        limits: Limits,
+        turns: Turns,
+        report: Callable[[BatchReport], None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._forward = forward
         self._limits = limits
-        self._executor = executor
+        self._turns = turns
         self._report = report
-        self._queue: deque[_Waiting] = deque()
-        self._queued = 0
-        self._busy = False
-        self._scheduled = False
+        self._clock = clock
+        self._queue: Queue[Answer] = Queue(limits)
+        # What the device has spent on this model, in seconds; `turns` keeps it in step with the others'.
+        self.used_s = 0.0
+        # Not known before the first batch.
+        self._image_s = math.inf
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
 
     @property
     def queued(self) -> int:
         """Images waiting for a batch."""
-        return self._queued
+        return self._queue.images
 
-    async def submit(self, pixels: Pixels) -> Outputs:
-        """(K, H, W, 3) uint8 → the outputs for these K images, in order.
+    async def submit(
+        self, pixels: Pixels, priority: Priority = Priority.INTERACTIVE, deadline: float = math.inf
+    ) -> list[Answer | Exception]:
+        """(K, H, W, 3) uint8 → an answer for each image, in order, or the exception that it alone caused.
 
-        Raises Overloaded when the queue is full or the wait too long.
+        Raises Overloaded when the queue is full or the wait too long; `deadline`, on the batcher's clock, may shorten
+        it.
         """
-        size = self._limits.max_batch_size
-        if self._queued + len(pixels) > self._limits.max_queue_size:
-            raise Overloaded(f"{self._queued} images already wait for this model; retry later.")
-        parts = [self._enqueue(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        if len(parts) == 1:
-            return await parts[0]
-        return Outputs.concatenate(await asyncio.gather(*parts))
-
-    def _enqueue(self, pixels: Pixels) -> asyncio.Future[Outputs]:
-        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(pixels, answer, time.perf_counter()))
-        self._queued += len(pixels)
-        self._schedule()
-        return answer
-
-    def _schedule(self) -> None:
-        # Not at once but at the end of this turn of the loop: what arrived in the same turn shares the batch.
-        if self._queue and not self._busy and not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
-
-    def _dispatch(self) -> None:
-        self._scheduled = False
-        batch = self._take()
-        if not batch:
-            return
-        loop = asyncio.get_running_loop()
+        if not len(pixels):
+            return []
+        now = self._clock()
+        future: asyncio.Future[list[Answer | Exception]] = asyncio.get_running_loop().create_future()
+        job = Job(pixels, now, min(deadline, now + self._limits.max_wait_s), future)
+        self._queue.put(job, priority)
+        self._turns.ask(self)
+        self._turns.count(len(pixels))
         try:
-            # One hop to the thread and one back for the whole batch.
-            running = self._executor.submit(self._infer, batch)
-        except RuntimeError:
-            self._settle(batch, [NotReady("The service is stopping; retry elsewhere.")] * len(batch))
-            return
-        self._busy = True
-        running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._settle, batch, done.result()))
+            return await future
+        finally:
+            self._queue.forget(job)
+            self._turns.count(-len(pixels))
 
-    def _take(self) -> list[_Waiting]:
-        """The images that go next, oldest first. What nobody waits for any more is dropped, what is late refused."""
-        batch: list[_Waiting] = []
-        room = self._limits.max_batch_size
-        overdue = time.perf_counter() - self._limits.max_wait_s
-        while self._queue and len(self._queue[0].pixels) <= room:
-            waiting = self._queue.popleft()
-            self._queued -= len(waiting.pixels)
-            if waiting.answer.done():
-                continue
-            if waiting.since < overdue:
-                waiting.answer.set_exception(Overloaded(f"No batch within {self._limits.max_wait_s:g} s; retry later."))
-                continue
-            batch.append(waiting)
-            room -= len(waiting.pixels)
-        return batch
+    def take(self) -> list[Part[Answer]]:
+        """The next batch; empty where nothing waits any more."""
+        return self._queue.take(self._clock())
 
-    def _infer(self, batch: list[_Waiting]) -> list[Outputs | Exception]:
-        """In the executor's thread: one run of the backend, or one each where the whole fails."""
-        started = time.perf_counter()
+    def expected_s(self, batch: list[Part[Answer]]) -> float:
+        """How long this batch will probably take, in seconds."""
+        return self._image_s * sum(part.stop - part.start for part in batch)
+
+    def run(self, batch: list[Part[Answer]], alone: bool) -> "Ran[Answer]":
+        """Run the backend once over the batch; again over its parts where that fails. In any thread."""
+        started = self._clock()
+        pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([part.pixels for part in batch])
+        answers = self._answers(pixels, alone)
+        return Ran(answers, started, self._clock())
+
+    def settle(self, batch: list[Part[Answer]], ran: "Ran[Answer]") -> None:
+        """Give the answers to those who wait for them. In the event loop's thread."""
+        size, seconds = len(ran.answers), ran.ended - ran.started
+        self.used_s += seconds
+        known = seconds / size if math.isinf(self._image_s) else self._image_s
+        self._image_s = known + SMOOTHING * (seconds / size - known)
+        waited = ran.started - min(part.job.since for part in batch)
+        self._give(batch, ran.answers)
         try:
-            outputs = self._forward(np.concatenate([waiting.pixels for waiting in batch]))
-            answers: list[Outputs | Exception] = list(outputs.split([len(waiting.pixels) for waiting in batch]))
-            self._report(BatchReport(len(outputs), started - batch[0].since, time.perf_counter() - started))
+            self._report(BatchReport(size, waited, seconds))
+        except Exception:
+            # Whoever counts batches must not hold up the next.
+            logger.exception("a batch could not be reported")
+
+    def refuse(self, batch: list[Part[Answer]], error: Exception) -> None:
+        """Tell those who wait for a batch that it cannot run."""
+        self._give(batch, [error] * sum(part.stop - part.start for part in batch))
+
+    def _give(self, batch: list[Part[Answer]], answers: Sequence[Answer | Exception]) -> None:
+        at = 0
+        for part in batch:
+            length = part.stop - part.start
+            part.job.settle(part.start, answers[at : at + length])
+            at += length
+
+    def _answers(self, pixels: Pixels, alone: bool) -> Sequence[Answer | Exception]:
+        try:
+            answers = self._forward(pixels, alone=alone)
+            if len(answers) != len(pixels):
+                raise RuntimeError(f"the backend gave {len(answers)} answers for {len(pixels)} images")
         except Exception as error:
-            # One image must not cost its neighbours their answers.
-            return [error] if len(batch) == 1 else [self._infer([waiting])[0] for waiting in batch]
+            if len(pixels) == 1:
+                return [error]
+            # One image must not cost its neighbours their answers; by halves, as most of them are sound.
+            half = len(pixels) // 2
+            return [*self._answers(pixels[:half], alone), *self._answers(pixels[half:], alone)]
         return answers
 
-    def _settle(self, batch: list[_Waiting], answers: list[Outputs | Exception]) -> None:
-        self._busy = False
-        self._schedule()
-        for waiting, answer in zip(batch, answers, strict=True):
-            if waiting.answer.done():
-                continue
-            if isinstance(answer, Outputs):
-                waiting.answer.set_result(answer)
-            else:
-                waiting.answer.set_exception(answer)
+
+@dataclass(frozen=True, slots=True)
+class Ran(Generic[Answer]):
+    """A batch's answers and when it ran, on the batcher's clock."""
+
+    answers: Sequence[Answer | Exception]
+    started: float
+    ended: float

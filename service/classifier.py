@@ -1,73 +1,112 @@
-"""From files to result objects: each is decoded alone, and only sound ones reach the batcher."""
+"""From files to answers: each is decoded alone, and only sound ones reach the batcher."""
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL.ImageFile import ImageFile
 
 from service import images
-from service.answers import Answers, Options
+from service.answers import Row
+from service.batching import Priority
+from service.cache import AnswerCache, key_of
 from service.errors import Problem
 from service.images import InputSpec, Pixels
 from service.registry import Registry, ServedModel
 
 # A file of up to so many bytes and pixels is decoded on the event loop: a hop to a thread would cost more.
 BYTES_DECODED_ON_LOOP, PIXELS_DECODED_ON_LOOP = 64 * 1024, 128 * 128
+# Files of one request are decoded so many at a time, so that others get a word in and inference begins meanwhile.
+FILES_AT_A_TIME = 16
 
-Result = dict[str, Any]
+# An image's answer, or what is wrong with it.
+Outcome = Row | Problem
 
 
 class Classifier:
     """Classifies with the models of a registry."""
 
-    def __init__(self, registry: Registry, max_pixels: int, decoding_threads: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        max_pixels: int,
+        decoding_threads: int,
+        cache: AnswerCache,
+        count_cached: Callable[[str, int, int], None],
+    ) -> None:
+        """`count_cached` learns, by a model's name, how many answers the cache had and had not."""
         self.registry = registry
         self._max_pixels = max_pixels
-        self._answers = {name: Answers(model.bundle) for name, model in registry.models.items()}
+        self._cache = cache
+        self._count_cached = count_cached
         # Pillow warns of odd metadata, which are of no use here, once for each file.
         warnings.filterwarnings("ignore", module="PIL")
         self._decoders = ThreadPoolExecutor(decoding_threads, thread_name_prefix="decode")
 
-    async def classify_file(self, model: ServedModel, file: bytes, options: Options, request_id: str) -> Result:
-        """One file → its result object. Raises Problem."""
+    async def classify_file(self, model: ServedModel, file: bytes) -> Row:
+        """One file → its answer. Raises Problem."""
         pixels = await self._pixels(file, model.bundle.manifest.input)
-        return (await self.classify_pixels(model, pixels[None], options, request_id))[0]
+        return (await self.classify_pixels(model, pixels[None]))[0]
 
-    async def classify_files(
-        self, model: ServedModel, files: Sequence[bytes], options: Options, request_id: str
-    ) -> list[Result]:
-        """Several files → a result object each, in order, or `{"error": problem}` where a file is at fault."""
-        spec = model.bundle.manifest.input
-        decoded = [await self._pixels_or_problem(file, spec) for file in files]
-        sound = [item for item in decoded if not isinstance(item, Problem)]
-        answered = iter(await self.classify_pixels(model, np.stack(sound), options, request_id) if sound else ())
-        return [
-            {"error": item.document(request_id)} if isinstance(item, Problem) else next(answered) for item in decoded
-        ]
+    async def classify_files(self, model: ServedModel, files: Sequence[bytes]) -> list[Outcome]:
+        """Several files → an answer each, in order, or the problem of a file that is at fault. Raises Overloaded."""
+        running: list[asyncio.Task[list[Outcome]]] = []
+        try:
+            async for decoded in self._decoded_files(files, model.bundle.manifest.input):
+                running.append(asyncio.ensure_future(self._outcomes(model, decoded)))  # noqa: PERF401
+            return [outcome for task in running for outcome in await task]
+        finally:
+            for task in running:
+                task.cancel()
 
-    async def classify_pixels(
-        self, model: ServedModel, pixels: Pixels, options: Options, request_id: str
-    ) -> list[Result]:
-        """(N, H, W, 3) uint8 of the network's own shape → N result objects. Raises Overloaded."""
-        return self._answers[model.name].results(await model.classify(pixels), options, request_id)
+    async def classify_pixels(self, model: ServedModel, pixels: Pixels) -> list[Row]:
+        """(N, H, W, 3) uint8 of the network's own shape → N answers. Raises Overloaded."""
+        if self._cache.max_bytes:
+            return await self._classify_unknown(model, pixels)
+        priority = Priority.BULK if len(pixels) > 1 else Priority.INTERACTIVE
+        return [_row(answer) for answer in await model.classify(pixels, priority)]
+
+    async def _classify_unknown(self, model: ServedModel, pixels: Pixels) -> list[Row]:
+        """Only what the cache has no answer for."""
+        keys = [key_of(image, model.bundle.sha256) for image in pixels]
+        known = [self._cache.get(key) for key in keys]
+        unknown = [i for i, row in enumerate(known) if row is None]
+        self._count_cached(model.name, len(keys) - len(unknown), len(unknown))
+        if unknown:
+            priority = Priority.BULK if len(pixels) > 1 else Priority.INTERACTIVE
+            answers = await model.classify(pixels[unknown], priority)
+            for i, answer in zip(unknown, answers, strict=True):
+                known[i] = row = _row(answer)
+                self._cache.put(keys[i], row)
+        return [row for row in known if row is not None]
 
     def close(self) -> None:
         self._decoders.shutdown()
         self.registry.close()
 
+    async def _outcomes(self, model: ServedModel, decoded: list[Pixels | Problem]) -> list[Outcome]:
+        sound = [item for item in decoded if not isinstance(item, Problem)]
+        rows = iter(await self.classify_pixels(model, np.stack(sound)) if sound else ())
+        return [item if isinstance(item, Problem) else next(rows) for item in decoded]
+
+    async def _decoded_files(self, files: Sequence[bytes], spec: InputSpec) -> AsyncIterator[list[Pixels | Problem]]:
+        for start in range(0, len(files), FILES_AT_A_TIME):
+            yield [await self._pixels_or_problem(file, spec) for file in files[start : start + FILES_AT_A_TIME]]
+            await asyncio.sleep(0)
+
     async def _pixels(self, file: bytes, spec: InputSpec) -> Pixels:
-        loop = asyncio.get_running_loop()
         if len(file) > BYTES_DECODED_ON_LOOP:
             # Even a header may take long: it can be made of millions of segments.
-            return await loop.run_in_executor(self._decoders, self._decoded, file, spec)
+            return await self._in_thread(self._decoded, file, spec)
         image = images.read_header(file, self._max_pixels)
         if image.width * image.height > PIXELS_DECODED_ON_LOOP:
-            return await loop.run_in_executor(self._decoders, _pixels_of, image, spec)
+            return await self._in_thread(_pixels_of, image, spec)
         return _pixels_of(image, spec)
+
+    async def _in_thread(self, decode: Callable[[Any, InputSpec], Pixels], source: Any, spec: InputSpec) -> Pixels:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode, source, spec)
 
     def _decoded(self, file: bytes, spec: InputSpec) -> Pixels:
         return _pixels_of(images.read_header(file, self._max_pixels), spec)
@@ -79,5 +118,11 @@ class Classifier:
             return problem
 
 
-def _pixels_of(image: ImageFile, spec: InputSpec) -> Pixels:
+def _row(answer: Row | Exception) -> Row:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _pixels_of(image: images.Header, spec: InputSpec) -> Pixels:
     return images.to_pixels(images.decode(image), spec)

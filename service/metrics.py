@@ -1,10 +1,23 @@
 """What the service tells Prometheus, beside what BentoML tells it."""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from functools import cache
+from pathlib import Path
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.batching import BatchReport
 from service.registry import Registry
 
+EXPOSITION = CONTENT_TYPE_LATEST.encode()
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -12,7 +25,12 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
 class Metrics:
     """The instruments. Labels take values from closed sets only, so that no client can make them grow."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, folder: Path | None = None, registry: CollectorRegistry = REGISTRY) -> None:
+        """`folder` is where all workers of the instance keep theirs; without one there is this worker only."""
+        self._all = registry
+        if folder:
+            self._all = CollectorRegistry()
+            MultiProcessCollector(self._all, path=str(folder))  # type: ignore[no-untyped-call]
         self._requests = Counter(
             "trueodds_requests", "Requests answered by a /v1 route.", ("model", "status"), registry=registry
         )
@@ -40,6 +58,9 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._cache = Counter(
+            "trueodds_cache", "Answers looked for in the cache.", ("model", "outcome"), registry=registry
+        )
         self._info = Gauge(
             "trueodds_model_info",
             "Always 1; tells which version of a model runs where.",
@@ -48,6 +69,10 @@ class Metrics:
             registry=registry,
         )
 
+    def exposition(self) -> bytes:
+        """In Prometheus' text format, of all workers."""
+        return generate_latest(self._all)
+
     def served(self, registry: Registry) -> None:
         for model in registry.models.values():
             self._info.labels(model.name, model.bundle.manifest.version, model.backend_name, model.backend.device).set(
@@ -55,11 +80,29 @@ class Metrics:
             )
 
     def batch(self, model: str, report: BatchReport) -> None:
-        self._batch_size.labels(model).observe(report.size)
-        self._wait.labels(model).observe(report.waited_s)
-        self._inference.labels(model).observe(report.inference_s)
+        """A model's batch has run."""
+        size, wait, inference = self._batch_of(model)
+        size.observe(report.size)
+        wait.observe(report.waited_s)
+        inference.observe(report.inference_s)
+
+    def cached(self, model: str, hits: int, misses: int) -> None:
+        """So many answers were in the cache and were not."""
+        self._cache.labels(model, "hit").inc(hits)
+        self._cache.labels(model, "miss").inc(misses)
 
     def request(self, model: str, status: int, seconds: float) -> None:
         """`model` is a served model's name, or empty for a request that is about none."""
-        self._requests.labels(model, str(status)).inc()
-        self._duration.labels(model).observe(seconds)
+        count, duration = self._request_of(model, status)
+        count.inc()
+        duration.observe(seconds)
+
+    # Looking up labels takes longer than counting.
+
+    @cache  # noqa: B019  lives as long as the process, over closed sets
+    def _batch_of(self, model: str) -> tuple[Histogram, Histogram, Histogram]:
+        return self._batch_size.labels(model), self._wait.labels(model), self._inference.labels(model)
+
+    @cache  # noqa: B019  as above
+    def _request_of(self, model: str, status: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(model, str(status)), self._duration.labels(model)

@@ -68,7 +68,10 @@ _BINARY = {"type": "string", "format": "binary"}
 
 _CLASSIFY = {
     "summary": "Classify one image, or several",
-    "description": "One image gives one result; a form of several gives `results` in order.",
+    "description": (
+        "One image gives one result; a form of several, or a tensor, gives `results` in order. A tensor is what the "
+        "network is fed: uint8 of shape (N, H, W, 3), as a .npy file or as bytes with X-Tensor-Shape."
+    ),
     "parameters": [
         _NAME,
         {
@@ -84,20 +87,34 @@ _CLASSIFY = {
             "schema": {"type": "boolean", "default": False},
         },
         {"name": "x-request-id", "in": "header", "schema": {"type": "string", "maxLength": 128}},
+        {
+            "name": "x-tensor-shape",
+            "in": "header",
+            "description": "Makes a body of type application/octet-stream a tensor of this shape.",
+            "schema": {"type": "string", "examples": ["64,32,32,3"]},
+        },
+        {"name": "x-tensor-dtype", "in": "header", "schema": {"const": "uint8"}},
     ],
     "requestBody": {
         "required": True,
         "content": {
             "image/*": {"schema": _BINARY},
             "application/octet-stream": {"schema": _BINARY},
+            "application/x-npy": {"schema": _BINARY},
             "multipart/form-data": {
                 "schema": _object({"file": {"type": "array", "items": _BINARY, "minItems": 1}}),
             },
         },
     },
     "responses": {
-        "200": {"description": "OK", "content": _content({"anyOf": [_ref("Result"), _ref("Results")]})},
-        **_problems(400, 404, 405, 408, 413, 415, 422, 503),
+        "200": {
+            "description": "OK",
+            "content": {
+                **_content({"anyOf": [_ref("Result"), _ref("Results")]}),
+                "application/vnd.trueodds.predictions": {"schema": _BINARY},
+            },
+        },
+        **_problems(400, 404, 405, 406, 408, 413, 415, 422, 503),
     },
 }
 

@@ -1,16 +1,18 @@
 """What a client sends: the head of a request, its body, the images in it and the options asked for."""
 
-import asyncio
+import os
 import re
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service import multipart
+from service import multipart, tensors
 from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from service.images import InputSpec, Pixels
 from service.settings import Settings
 
 Scope = dict[str, Any]
@@ -18,8 +20,8 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-# How much more than the limit is still read of a body, so that its sender comes to read the refusal.
-DRAINED_BODIES = 4
+# So that no two workers ever give the same.
+ID_PREFIX, ID_NUMBERS = os.urandom(10).hex(), count()
 SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -29,10 +31,11 @@ class Disconnected(Exception):
 
 @dataclass(frozen=True)
 class Upload:
-    """The files of one request. `several` tells that the answer is a list."""
+    """The files of one request, or a tensor (N, H, W, 3) instead. `several` tells that the answer is a list."""
 
-    files: list[bytes]
+    files: Sequence[bytes]
     several: bool
+    tensor: Pixels | None = None
 
 
 class Request:
@@ -47,67 +50,102 @@ class Request:
         given = self.headers.get(b"x-request-id", b"")
         self.id = given.decode() if REQUEST_ID.fullmatch(given) else new_request_id()
 
-    async def upload(self, settings: Settings) -> Upload:
-        """The files sent, whole but not decoded. Raises UnsupportedMediaType and what `body` and `files` raise."""
+    async def upload(self, settings: Settings, spec: InputSpec) -> Upload:
+        """What is sent, whole but not decoded.
+
+        Raises UnsupportedMediaType and what `body`, `Form` and the functions of `tensors` raise.
+        """
         content_type = self.headers.get(b"content-type", b"application/octet-stream")
         media_type = content_type.partition(b";")[0].strip().lower()
-        encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding != b"identity":
+        self.refuse_encoded()
+        if media_type == b"multipart/form-data":
+            return await self._form(content_type, settings)
+        if media_type == tensors.NPY:
+            return _tensor(tensors.from_npy(await self.body(settings), spec, settings.max_images))
+        if media_type == b"application/octet-stream" and tensors.SHAPE_HEADER in self.headers:
+            shape, dtype = self.headers[tensors.SHAPE_HEADER], self.headers.get(tensors.DTYPE_HEADER, b"")
+            body = await self.body(settings)
+            return _tensor(tensors.from_raw(body, shape, dtype, spec, settings.max_images))
+        if media_type == b"application/octet-stream" or media_type.startswith(b"image/"):
+            return Upload([await self.body(settings)], False)
+        raise UnsupportedMediaType(
+            f"A body of type {media_type.decode('latin-1')!r} is not an image; send image/* or "
+            "application/octet-stream, multipart/form-data with parts named 'file', or application/x-npy."
+        )
+
+    def refuse_encoded(self) -> None:
+        """Raises UnsupportedMediaType for a compressed body."""
+        if self.headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise UnsupportedMediaType(
                 "The body is compressed; images are already, so send it without a Content-Encoding.",
                 ((b"accept-encoding", b"identity"),),
             )
-        if media_type == b"multipart/form-data":
-            body = await self.body(settings.max_body_bytes, settings.body_timeout_s)
-            files = multipart.files(body, content_type, settings.max_images)
-            return Upload(files, len(files) > 1)
-        if media_type == b"application/octet-stream" or media_type.startswith(b"image/"):
-            return Upload([await self.body(settings.max_body_bytes, settings.body_timeout_s)], False)
-        raise UnsupportedMediaType(
-            f"A body of type {media_type.decode('latin-1')!r} is not an image; "
-            "send image/* or application/octet-stream, or multipart/form-data with parts named 'file'."
-        )
 
-    async def body(self, limit: int, timeout_s: float) -> bytes:
-        """The whole body. Raises BodyTooLarge, from the header where it tells, BodyTimeout or Disconnected."""
-        too_large = BodyTooLarge(f"The body is larger than the {limit:,} bytes accepted.")
-        declared = self.headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > limit:
-            raise too_large
-        chunks, size, more = [], 0, True
-        try:
-            async with asyncio.timeout(timeout_s):
-                while more and size <= DRAINED_BODIES * limit:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise Disconnected
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    if size <= limit:
-                        chunks.append(chunk)
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from None
-        if size > limit:
-            raise too_large
-        return b"".join(chunks)
+    async def body(self, settings: Settings) -> bytes:
+        """The whole body. Raises what `chunks` raises."""
+        chunks = [chunk async for chunk in self.chunks(settings)]
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def chunks(self, settings: Settings) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises BodyTooLarge, from the header where it tells, BodyTimeout or Disconnected."""
+        left = settings.max_body_bytes
+        declared = self.headers.get(b"content-length", b"0")
+        # A number of more digits than 18 is longer than any limit, and than Python likes to read.
+        if len(declared) > 18 or (declared.isdigit() and int(declared) > left):
+            raise _too_large(settings)
+        more = True
+        while more:
+            try:
+                message = await self._receive()
+            except TimeoutError:
+                raise BodyTimeout(f"The body did not arrive within {settings.body_timeout_s:g} s.") from None
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk: bytes = message.get("body", b"")
+            left -= len(chunk)
+            if left < 0:
+                raise _too_large(settings)
+            more = message.get("more_body", False)
+            yield chunk
+
+    async def _form(self, content_type: bytes, settings: Settings) -> Upload:
+        form = multipart.Form(content_type, settings.max_images)
+        async for chunk in self.chunks(settings):
+            form.feed(chunk)
+        files = form.close()
+        return Upload(files, len(files) > 1)
 
     def options(self, classes: int) -> Options:
         """The options of a classification among so many classes. Raises BadParameter."""
-        given = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
-        values = dict(given)
-        unknown = values.keys() - {"top_k", "logits"}
-        if unknown:
-            raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k and logits.")
-        if len(values) < len(given):
-            raise BadParameter("A parameter is given more than once.")
-        # The default is not checked: a model may have fewer classes.
-        top_k = _top_k(values["top_k"], classes) if "top_k" in values else Options.top_k
-        return Options(top_k, _switch("logits", values.get("logits", "false")))
+        return _options(self.query, classes)
+
+
+def _tensor(tensor: tensors.Tensor) -> Upload:
+    return Upload((), tensor.several, tensor.pixels)
 
 
 def new_request_id() -> str:
-    return uuid.uuid4().hex
+    """32 hexadecimal digits."""
+    return f"{ID_PREFIX}{next(ID_NUMBERS):012x}"
+
+
+def _too_large(settings: Settings) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than the {settings.max_body_bytes:,} bytes accepted.")
+
+
+# Clients ask the same again and again.
+@lru_cache(maxsize=1024)
+def _options(query: bytes, classes: int) -> Options:
+    given = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    values = dict(given)
+    unknown = values.keys() - {"top_k", "logits"}
+    if unknown:
+        raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k and logits.")
+    if len(values) < len(given):
+        raise BadParameter("A parameter is given more than once.")
+    # The default is not checked: a model may have fewer classes.
+    top_k = _top_k(values["top_k"], classes) if "top_k" in values else Options.top_k
+    return Options(top_k, _switch("logits", values.get("logits", "false")))
 
 
 def _top_k(text: str, classes: int) -> int | None:

@@ -1,6 +1,7 @@
 """The settings, each from one environment variable; the only reader of the environment."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service.backends import Device
 from service.errors import SettingError
+from service.protocol import Deadlines
 
 PREFIX = "TRUEODDS_"
 BUNDLES = Path(__file__).parent.parent / "models" / "bundles"
@@ -19,6 +21,7 @@ def _comma_separated(value: object) -> object:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
@@ -32,15 +35,20 @@ class Settings(BaseModel):
     device: Device = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
-    # One core of an EPYC (Zen 4), microseconds an image at batch 1, 4, 16, 64: digits 49, 34, 30, 30;
-    # cifar10 2855, 2511, 2322, 2254. More than 16 makes everybody wait longer for next to nothing.
-    max_batch_size: Positive = 16
+    # 0: as measured on this machine, see service.tuning.
+    max_batch_size: Annotated[int, Field(ge=0)] = 0
     max_queue_size: Positive = 1024
+    max_queue_bytes: Positive = 256 * 1024 * 1024
     max_wait_ms: Positive = 10_000
     max_body_bytes: Positive = 10 * 1024 * 1024
     max_pixels: Positive = 25_000_000
     max_images: Positive = 256
+    header_timeout_s: Positive = 10
     body_timeout_s: Positive = 30
+    keep_alive_s: Positive = 75
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    compiled: Path = Field(default_factory=lambda: _cache_home() / "trueodds")
+    access_log_sample: Share = 0.01
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -54,6 +62,10 @@ class Settings(BaseModel):
             raise SettingError("; ".join(map(_complaint, error.errors()))) from error
 
     @property
+    def deadlines(self) -> Deadlines:
+        return Deadlines(self.header_timeout_s, self.body_timeout_s, self.keep_alive_s)
+
+    @property
     def worker_count(self) -> int:
         """Processes: as set, else one for each core this process may use."""
         return self.workers or available_cores()
@@ -62,6 +74,12 @@ class Settings(BaseModel):
     def thread_count(self) -> int:
         """Threads within one inference: as set, else so that all workers together fill the cores and no more."""
         return self.threads or max(1, available_cores() // self.worker_count)
+
+
+def _cache_home() -> Path:
+    """As the XDG Base Directory Specification has it; beside other temporary files for a user without a home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  must not raise
+    return home if home.is_absolute() else Path(tempfile.gettempdir()) / f"cache-{os.geteuid()}"
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

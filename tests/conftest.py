@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 START_TIMEOUT_S = 60
+# What one server has compiled serves the others.
+COMPILED = ROOT / ".cache" / "tests" / "compiled"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def free_port() -> int:
 def environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """The present environment with only the given settings of ours, and a BentoML home of its own."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRUEODDS_")}
-    return inherited | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"} | dict(settings)
+    ours = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "TRUEODDS_COMPILED": str(COMPILED)}
+    return inherited | ours | dict(settings)
 
 
 @contextmanager

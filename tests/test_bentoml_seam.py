@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 
 import bentoml
+import pytest
+import uvicorn
 from _bentoml_sdk import Service
 
 from service.bentoml_seam import BENTOML_PATHS, Asgi, fronted_service
@@ -33,14 +35,25 @@ class Echo:
         return text
 
 
+@pytest.fixture(autouse=True)
+def uvicorn_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seam puts our server in place of uvicorn's for the process."""
+    monkeypatch.setattr(uvicorn, "Server", uvicorn.Server)
+
+
 def test_what_bentoml_serves_is_what_the_front_returns_and_its_start_is_told() -> None:
     """to_asgi gives the front's application; starting it makes one instance and tells the front."""
     front = Recorder()
-    service = fronted_service(front, Echo, name="echo", config={"workers": 1})
+
+    def serve(config: uvicorn.Config) -> uvicorn.Server:
+        raise AssertionError("not served here")
+
+    service = fronted_service(front, Echo, serve=serve, name="echo", config={"workers": 1})
     assert isinstance(service, Service)
     application = service.to_asgi()
     assert front.application is not None
     assert application is front.application
+    assert uvicorn.Server is serve  # tests/test_service.py tells that the worker then makes its server of it
     asyncio.run(_start_and_stop(application))
     assert [type(instance) for instance in front.instances] == [Echo]
 

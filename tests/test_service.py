@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import aiohttp
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import bundle
+from service import binary, bundle, images
 from service.settings import BUNDLES
 from tests.conftest import ROOT, Server, environment, fixtures, serving
 
@@ -462,3 +463,94 @@ def test_ctrl_c_ends_the_service_and_frees_its_port(tmp_path: Path) -> None:
         assert "Traceback" not in running.log.read_text()
         with socket.create_server(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))):
             pass
+
+
+def test_workers_speak_our_http(server: Server) -> None:
+    """BentoML's worker makes its server from ours: uvicorn's own answers a request without a Host."""
+    port = httpx.URL(server.url).port
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/digits", "/docs.json", "/"])
+def test_metadata_is_sent_once_to_who_keeps_it(server: Server, path: str) -> None:
+    """A client that has the document is told so; every worker gives it the same tag."""
+    first = httpx.get(server.url + path)
+    for _ in range(6):  # a connection each, so that every worker is asked
+        again = httpx.get(server.url + path, headers={"if-none-match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == first.headers["etag"]
+    assert httpx.get(server.url + path, headers={"if-none-match": '"other"'}).content == first.content
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_tensor_is_answered_as_its_images_are(server: Server, model: str) -> None:
+    """As .npy and as bytes with a shape; what the network is fed gives what the files give."""
+    files = [image for image, _ in fixtures(model)[:5]]
+    spec = bundle.discover(BUNDLES)[model].manifest.input
+    tensor = np.stack([images.to_pixels(images.decode(images.read_header(file, 10**6)), spec) for file in files])
+    npy = BytesIO()
+    np.save(npy, tensor)
+    shape = {"x-tensor-shape": ",".join(map(str, tensor.shape)), "content-type": "application/octet-stream"}
+    url = f"{server.url}/v1/models/{model}/classify?top_k=all"
+    answers = [
+        httpx.post(url, files=[("file", file) for file in files]),
+        httpx.post(url, content=npy.getvalue(), headers={"content-type": "application/x-npy"}),
+        httpx.post(url, content=tensor.tobytes(), headers=shape),
+    ]
+    expected, *others = [probabilities(answer) for answer in answers]
+    assert expected.shape == (5, 10)
+    for other in others:
+        np.testing.assert_allclose(other, expected, atol=1e-5)
+
+
+def probabilities(answer: httpx.Response) -> np.ndarray:
+    """(N, C), by class index."""
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    ordered = [sorted(result["predictions"], key=lambda found: found["class_index"]) for result in results]
+    return np.array([[found["probability"] for found in each] for each in ordered])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_binary_answers_say_what_json_says(server: Server, model: str) -> None:
+    """Asked for by Accept; a file at fault is marked and explained, and the others are answered."""
+    files = [("file", image) for image, _ in fixtures(model)[:4]]
+    files.insert(2, ("file", b"no image"))
+    url = f"{server.url}/v1/models/{model}/classify?top_k=all&logits=true"
+    plain = httpx.post(url, files=files).json()["results"]
+    response = httpx.post(url, files=files, headers={"accept": binary.MEDIA_TYPE.decode()})
+    assert response.headers["content-type"] == binary.MEDIA_TYPE.decode()
+    found = binary.decode(response.content)
+    assert found["arrays"]["failed"].tolist() == [0, 0, 1, 0, 0]
+    assert found["errors"]["2"]["status"] == 415 == plain[2]["error"]["status"]
+    for i in (0, 1, 3, 4):
+        for prediction in plain[i]["predictions"]:
+            k = prediction["class_index"]
+            assert found["arrays"]["probabilities"][i, k] == pytest.approx(prediction["probability"], abs=1e-6)
+        assert found["arrays"]["logits"][i].tolist() == pytest.approx(plain[i]["logits"], abs=1e-4)
+        assert bool(found["arrays"]["abstain"][i]) == plain[i]["abstain"]
+
+
+def test_what_is_not_offered_is_not_acceptable(server: Server) -> None:
+    """Neither JSON nor the binary form: 406, before the body is read."""
+    image, _ = fixtures("digits")[0]
+    url = f"{server.url}/v1/models/digits/classify"
+    problem(httpx.post(url, content=image, headers={"accept": "text/html", "content-type": "image/png"}), 406)
+
+
+def test_the_cache_answers_what_it_has_seen(tmp_path: Path) -> None:
+    """The same pixels give the same answer under a new request id, and the metrics tell; off by default."""
+    with serving(tmp_path / "home", {"TRUEODDS_CACHE_BYTES": "1000000", "TRUEODDS_WORKERS": "1"}) as cached:
+        image, _ = fixtures("cifar10")[0]
+        first, second = (cached.post("cifar10", image).json() for _ in range(2))
+        form = httpx.post(f"{cached.url}/v1/models/cifar10/classify", files=[("file", image)] * 3).json()["results"]
+        assert first.pop("request_id") != second.pop("request_id")
+        for result in form:
+            del result["request_id"]
+        assert [second, *form] == [first] * 4
+        text = httpx.get(f"{cached.url}/metrics").text
+        assert 'trueodds_cache_total{model="cifar10",outcome="hit"} 4.0' in text
+        assert 'trueodds_cache_total{model="cifar10",outcome="miss"} 1.0' in text
+        assert 'trueodds_batch_size_count{model="cifar10"} 1.0' in text

@@ -24,7 +24,13 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "max_body_bytes": ("1000", 1000),
     "max_pixels": ("4096", 4096),
     "max_images": ("5", 5),
+    "max_queue_bytes": ("1000000", 1_000_000),
+    "header_timeout_s": ("3", 3),
     "body_timeout_s": ("7", 7),
+    "keep_alive_s": ("60", 60),
+    "compiled": ("/var/cache/trueodds", Path("/var/cache/trueodds")),
+    "cache_bytes": ("4096", 4096),
+    "access_log_sample": ("0.5", 0.5),
 }
 
 
@@ -65,10 +71,12 @@ def test_a_variable_nobody_reads_is_an_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "text"),
     [
-        *((field, text) for field in ("max_batch_size", "max_queue_size", "max_wait_ms") for text in ("0", "-1", "x")),
+        *((field, text) for field in ("max_queue_size", "max_queue_bytes", "max_wait_ms") for text in ("0", "-1", "x")),
+        *((field, text) for field in ("max_batch_size", "cache_bytes") for text in ("-1", "1.5", "x")),
         *((field, text) for field in ("max_body_bytes", "max_pixels", "max_images") for text in ("0", "", "1.5")),
         *((field, text) for field in ("workers", "threads") for text in ("-1", "auto", "1e3")),
-        ("body_timeout_s", "0"),
+        *((field, "0") for field in ("header_timeout_s", "body_timeout_s", "keep_alive_s")),
+        *(("access_log_sample", text) for text in ("-0.1", "1.1", "nan", "x")),
         ("backend", "tensorflow"),
         ("device", "gpu"),
     ],

@@ -1,0 +1,74 @@
+"""What the workers of one instance know of each other: how many connections and images each has in hand.
+
+One row a worker in a small file that all of them map. Whoever writes a row is its only writer and reads may be a moment
+old, so there is no lock; nothing depends on a row being right but how evenly and how fast work is done.
+"""
+
+import mmap
+import os
+from pathlib import Path
+
+# Rows for more workers than there will be: one that is replaced may overlap with its successor.
+ROWS = 1024
+CONNECTIONS, IMAGES, COLUMNS = 0, 1, 2
+USED = 1 << 31
+
+
+class Board:
+    """One worker's row, and a view of the others'. Without a file there are no others."""
+
+    def __init__(self, path: Path | None = None, row: int = 0) -> None:
+        self._map = _mapped(path) if path else mmap.mmap(-1, ROWS * COLUMNS * 4)
+        self._cells = memoryview(self._map).cast("I")
+        self._row = row % ROWS
+        self._connections = self._images = 0
+        self._used = USED
+        # A predecessor that was killed left its last numbers.
+        self._cells[self._row * COLUMNS + CONNECTIONS] = USED
+        self._cells[self._row * COLUMNS + IMAGES] = 0
+        self._others: list[int] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for workers that have started or gone since."""
+        used = (row for row in range(ROWS) if self._cells[row * COLUMNS] & USED)
+        self._others = [row * COLUMNS for row in used if row != self._row]
+
+    @property
+    def connections(self) -> int:
+        return self._connections
+
+    @connections.setter
+    def connections(self, number: int) -> None:
+        self._connections = number
+        self._cells[self._row * COLUMNS + CONNECTIONS] = self._used | number
+
+    def add_images(self, number: int) -> None:
+        """So many more images are in hand, or fewer."""
+        self._images += number
+        self._cells[self._row * COLUMNS + IMAGES] = self._images
+
+    @property
+    def fewest_connections(self) -> int:
+        """Among the other workers; as many as this one has where there is none."""
+        return min((self._cells[other] & ~USED for other in self._others), default=self._connections)
+
+    @property
+    def others_idle(self) -> bool:
+        """Whether no other worker has an image in hand."""
+        cells = self._cells
+        return not any(cells[other + IMAGES] for other in self._others)
+
+    def leave(self) -> None:
+        """Others forget this worker at their next refresh, though it may still have something to finish."""
+        self._used = 0
+        self.connections = self._connections
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.ftruncate(file, ROWS * COLUMNS * 4)
+        return mmap.mmap(file, ROWS * COLUMNS * 4)
+    finally:
+        os.close(file)

@@ -1,0 +1,512 @@
+"""HTTP/1.1 over one connection: bytes → ASGI → bytes.
+
+It costs a third of uvicorn's own protocol, and has what that lacks: deadlines for a request's head and body, a bound
+on the head, and an answer that can still be read by a client which was refused while it was sending.
+Parsing is llhttp's, by way of httptools.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+
+from service.board import Board
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+logger = logging.getLogger("trueodds")
+
+# More of a body than this is not read ahead of the application.
+READ_AHEAD_BYTES = 256 * 1024
+# So much of a refused body is still read and thrown away: a sender cut off while it sends never reads the refusal.
+LINGERING_BYTES, LINGERING_S = 64 * 1024 * 1024, 5.0
+# A client that reads nothing of its answer for so long has gone.
+STUCK_WRITE_S = 30.0
+# A body up to this size is joined to its head, which is cheaper than a second buffer to write.
+JOINED_BYTES = 64 * 1024
+NEVER = float("inf")
+
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+TARGET = re.compile(rb"[!-~]+")
+# What says how a message is framed is for this module alone to say.
+FRAMING = (b"connection", b"transfer-encoding", b"keep-alive")
+WITHOUT_BODY = (204, 304)
+
+
+class _NotHttp(Exception):
+    """A request that llhttp lets pass and RFC 9112 does not."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """In seconds: for a whole request head, for the whole body after it, and for silence between two requests."""
+
+    head_s: float = 10.0
+    body_s: float = 30.0
+    idle_s: float = 75.0
+
+
+@dataclass
+class Connections:
+    """What the connections of one server share."""
+
+    application: Application
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    max_head_bytes: int = 64 * 1024
+    root_path: str = ""
+    open: set["Connection"] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    state: dict[str, Any] = field(default_factory=dict)
+    date: bytes = b""
+    board: Board = field(default_factory=Board)
+    # Accepted, and not in `open` yet.
+    connecting: int = 0
+
+    def count(self) -> None:
+        """Their number has changed."""
+        self.board.connections = len(self.open) + self.connecting
+
+    def tick(self) -> None:
+        """Once a second or so: the time of day, and an end to what is overdue. Cheaper than timers for each request."""
+        self.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
+        now = time.monotonic()
+        for connection in [connection for connection in self.open if connection.deadline < now]:
+            connection.overdue()
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection. Its requests are answered one at a time and in order, pipelined ones too."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, shared: Connections) -> None:
+        self.shared = shared
+        self.deadline = time.monotonic() + shared.deadlines.head_s
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: Headers = []
+        self._in_head = False
+        self._head_bytes = 0
+        self._arriving: Exchange | None = None
+        self._current: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._reading = True
+        self._drained: asyncio.Future[None] | None = None
+        # No request is taken any more: the connection ends once those taken are answered, and by this status if any.
+        self._ending = False
+        self._refusal: HTTPStatus | None = None
+        self._lingering = 0
+
+    # Called by the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._scope = {
+            "type": "http",
+            "asgi": ASGI,
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+            "root_path": self.shared.root_path,
+        }
+        self.shared.open.add(self)
+        self.shared.count()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.shared.open.discard(self)
+        self.shared.count()
+        self._ending = True
+        self.resume_writing()
+        for exchange in (*self._waiting, self._arriving, self._current):
+            if exchange:
+                exchange.leave()
+        self._waiting.clear()
+        if self._task:
+            # Nobody waits for its answer.
+            self._task.cancel()
+
+    def eof_received(self) -> None:
+        """A client that closes its side is taken to have gone: nearly all who do so have."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            self._lingering -= len(data)
+            if self._lingering <= 0:
+                self.transport.abort()
+        elif not self._ending or self._arriving:
+            self._parse(data)
+
+    def pause_writing(self) -> None:
+        self._drained = self._loop.create_future()
+        self._renew_deadline()
+
+    def resume_writing(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained and not drained.done():
+            drained.set_result(None)
+        self._renew_deadline()
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        self._url, self._headers, self._in_head, self._head_bytes = b"", [], True, 0
+        self._renew_deadline()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come here too.
+        if self._in_head:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        version = self._parser.get_http_version()
+        hosts = [value for name, value in self._headers if name == b"host"]
+        if len(hosts) > 1 or (version == "1.1" and not hosts):
+            raise _NotHttp
+        raw_path, _, query = self._target().partition(b"?")
+        path = raw_path.decode()
+        scope = {
+            **self._scope,
+            "http_version": version,
+            "method": self._parser.get_method().decode(),
+            "path": self.shared.root_path + (unquote(path) if "%" in path else path),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._headers,
+            "state": self.shared.state.copy(),
+        }
+        self._arriving = arriving = Exchange(self, scope, self._parser.should_keep_alive())
+        self._renew_deadline()
+        if self._current is None:
+            self._begin(arriving)
+        else:
+            self._waiting.append(arriving)
+
+    def on_body(self, body: bytes) -> None:
+        if self._arriving:
+            self._arriving.feed(body)
+
+    def on_message_complete(self) -> None:
+        arrived, self._arriving = self._arriving, None
+        if arrived:
+            arrived.complete()
+        if self._waiting:
+            self.pause_reading()
+        self._renew_deadline()
+
+    # Called by exchanges and by the server.
+
+    def pause_reading(self) -> None:
+        if self._reading and not self.transport.is_closing():
+            self._reading = False
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._reading and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    async def drain(self) -> None:
+        """Wait until the client has read most of what it was sent."""
+        if self._drained:
+            await self._drained
+
+    def is_last(self, exchange: "Exchange") -> bool:
+        """Whether the connection ends with this exchange's answer."""
+        return not (exchange.keep_alive and exchange.whole) or (
+            self._ending and not self._waiting and not self._refusal
+        )
+
+    def answered(self, exchange: "Exchange") -> None:
+        """The whole answer is written."""
+        ends = self.is_last(exchange)
+        self._current = self._task = None
+        if self._refusal and not self._waiting:
+            self._refuse(self._refusal)
+        elif ends and exchange.whole:
+            self.transport.close()
+        elif ends:
+            self._linger()
+        elif self._waiting:
+            self._begin(self._waiting.popleft())
+        else:
+            self.resume_reading()
+        self._renew_deadline()
+
+    def shut_down(self) -> None:
+        """Answer what has been asked, then close."""
+        self._ending = True
+        if not (self._current or self._in_head):
+            self.transport.close()
+
+    # uvicorn's name for it.
+    shutdown = shut_down
+
+    def overdue(self) -> None:
+        """The deadline has passed."""
+        if self._lingering or self._drained:
+            self.transport.abort()
+        elif self._arriving:
+            self._arriving.overdue()
+        elif self._in_head:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        else:
+            self.transport.close()
+
+    # The rest.
+
+    def _parse(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # No other protocol is spoken here. What follows the request would be of that one.
+            self._ending = True
+        except httptools.HttpParserError:
+            self._end_with(HTTPStatus.BAD_REQUEST)
+        if self._in_head and self._head_bytes > self.shared.max_head_bytes:
+            self._end_with(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def _target(self) -> bytes:
+        """The path and query asked for."""
+        if not TARGET.fullmatch(self._url):
+            raise _NotHttp
+        if self._url.startswith(b"/"):
+            return self._url.partition(b"#")[0]
+        try:
+            parsed = httptools.parse_url(self._url)
+        except httptools.HttpParserInvalidURLError:
+            # As in OPTIONS * and CONNECT host:port.
+            return self._url
+        return (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
+
+    def _begin(self, exchange: "Exchange") -> None:
+        self._current = exchange
+        self._task = task = self._loop.create_task(exchange.run(self.shared.application))
+        self.shared.tasks.add(task)
+        task.add_done_callback(self.shared.tasks.discard)
+
+    def _renew_deadline(self) -> None:
+        deadlines = self.shared.deadlines
+        if self._lingering:
+            return
+        if self._drained:
+            self.deadline = time.monotonic() + STUCK_WRITE_S
+        elif self._arriving:
+            self.deadline = self._arriving.deadline
+        elif self._current:
+            # The time is the application's.
+            self.deadline = NEVER
+        else:
+            self.deadline = time.monotonic() + (deadlines.head_s if self._in_head else deadlines.idle_s)
+
+    def _end_with(self, status: HTTPStatus) -> None:
+        """What came before on this connection is answered first."""
+        self._ending, self._refusal, self._in_head = True, status, False
+        if self._arriving:
+            # Its body is not one.
+            arriving, self._arriving = self._arriving, None
+            arriving.leave()
+            if self._task and arriving is self._current:
+                self._task.cancel()
+                self._current = self._task = None
+            elif arriving in self._waiting:
+                self._waiting.remove(arriving)
+        if self._current is None:
+            self._refuse(status)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Answer what is no request."""
+        if self.transport.is_closing():
+            return
+        document = b'{"type":"about:blank","title":"%s","status":%d}' % (status.phrase.encode(), status)
+        head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINES[status] + self.shared.date + head % len(document) + document)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Say that this was all, and let the client finish sending."""
+        self._ending, self._lingering = True, LINGERING_BYTES
+        self.deadline = time.monotonic() + LINGERING_S
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.resume_reading()
+
+
+class Exchange:
+    """One request and its answer, as an ASGI application sees them."""
+
+    def __init__(self, connection: Connection, scope: Scope, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+        self.whole = False
+        self.deadline = time.monotonic() + connection.shared.deadlines.body_s
+        self._connection = connection
+        self._scope = scope
+        self._body: bytes | bytearray = b""
+        self._consumed = False
+        self._gone = False
+        self._overdue = False
+        self._news: asyncio.Future[None] | None = None
+        self._start: Message | None = None
+        self._begun = False
+        self._chunked = False
+        self._finished = False
+
+    # Called by the connection.
+
+    def feed(self, data: bytes) -> None:
+        if not self._body:
+            # As a rule the only piece.
+            self._body = data
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+        if len(self._body) > READ_AHEAD_BYTES:
+            self._connection.pause_reading()
+        self._tell()
+
+    def complete(self) -> None:
+        self.whole = True
+        self._tell()
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self._gone = True
+        self._tell()
+
+    def overdue(self) -> None:
+        """The body is late: whoever reads it learns so by a TimeoutError, once."""
+        self.deadline = NEVER
+        self._overdue = True
+        self.keep_alive = False
+        self._tell()
+        self._connection.deadline = time.monotonic() + LINGERING_S
+
+    async def run(self, application: Application) -> None:
+        try:
+            await application(self._scope, self._receive, self._send)
+        except Exception:
+            logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
+        if self._finished or self._gone:
+            return
+        if self._begun:
+            # Half an answer must not look like a whole one.
+            self._connection.transport.abort()
+        else:
+            self._start = {"status": 500, "headers": [(b"content-type", b"text/plain")]}
+            await self._send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+    # Called by the application.
+
+    async def _receive(self) -> Message:
+        while not (self._body or self._gone or self._overdue or (self.whole and not self._consumed)):
+            if not self.whole:
+                self._expect_more()
+            self._news = self._connection._loop.create_future()
+            await self._news
+        if self._gone:
+            return {"type": "http.disconnect"}
+        if self._overdue:
+            self._overdue = False
+            raise TimeoutError
+        body, self._body = self._body, b""
+        self._consumed = self.whole
+        return {"type": "http.request", "body": bytes(body), "more_body": not self.whole}
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._gone or self._finished:
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        head = b"" if self._begun else self._head(body, more)
+        self._begun = True
+        self._write(head, b"" if self._scope["method"] == "HEAD" else body, more)
+        if self._connection._drained:
+            await self._connection.drain()
+        if not more:
+            self._finished = True
+            self._connection.answered(self)
+
+    # The rest.
+
+    def _tell(self) -> None:
+        if self._news and not self._news.done():
+            self._news.set_result(None)
+
+    def _expect_more(self) -> None:
+        if not self._begun and (b"expect", b"100-continue") in self._scope["headers"]:
+            self._scope["headers"].remove((b"expect", b"100-continue"))
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._connection.resume_reading()
+
+    def _head(self, body: bytes, more: bool) -> bytes:
+        """Status line and headers, with the framing of the body."""
+        if self._start is None:
+            raise RuntimeError("http.response.body was sent before http.response.start")
+        status = self._start["status"]
+        parts = [STATUS_LINES[status], self._connection.shared.date]
+        lines = 2 if self._connection.shared.date else 1
+        framed = status in WITHOUT_BODY
+        for name, value in self._start["headers"]:
+            if name in FRAMING:
+                self.keep_alive = self.keep_alive and value.lower() != b"close"
+                continue
+            framed = framed or name == b"content-length"
+            parts += (name, b": ", value, b"\r\n")
+            lines += 1
+        head = b"".join(parts)
+        if not head.count(b"\r") == head.count(b"\n") == lines:
+            raise RuntimeError("a response header contains a line break")
+        return head + self._framing(framed, body, more) + b"\r\n"
+
+    def _framing(self, framed: bool, body: bytes, more: bool) -> bytes:
+        framing = b""
+        if not framed and not more:
+            framing = b"content-length: %d\r\n" % len(body)
+        elif not framed and self._scope["http_version"] == "1.1":
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        elif not framed:
+            # Its end is that of the connection.
+            self.keep_alive = False
+        if self._connection.is_last(self):
+            return framing + b"connection: close\r\n"
+        return framing + (b"" if self._scope["http_version"] == "1.1" else b"connection: keep-alive\r\n")
+
+    def _write(self, head: bytes, body: bytes, more: bool) -> None:
+        transport = self._connection.transport
+        if self._chunked and self._scope["method"] != "HEAD":
+            body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+        if len(body) <= JOINED_BYTES:
+            transport.write(head + body)
+        else:
+            transport.writelines([head, body])
+
+
+def _address(given: Any) -> tuple[str, int] | None:
+    """Of a TCP socket; one of another kind has none."""
+    return (str(given[0]), int(given[1])) if isinstance(given, tuple) else None

@@ -1,0 +1,102 @@
+"""Whose batch runs next: the models of a worker share its core or its GPU, one batch at a time.
+
+Turns go to the model that has used the device least, so that a slow model's queue does not starve a fast one's
+(start-time fair queuing, Goyal et al. 1996, with measured times). One batch at a time because two at once on one core
+take longer for both and finish neither sooner.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from service.batching import Batcher, Part, Ran
+from service.board import Board
+from service.errors import NotReady
+
+# A batch expected to take no longer runs on the event loop itself: a thread costs 0.1 ms to and fro, and on a worker's
+# one core nothing could run beside it anyway.
+SECONDS_ON_LOOP = 0.004
+
+AnyBatcher = Batcher[Any]
+Batch = list[Part[Any]]
+
+
+class Turns:
+    """Gives turns on one device to the batchers of one event loop."""
+
+    def __init__(self, executor: Executor, board: Board, on_loop: bool) -> None:
+        """`on_loop`: short batches run on the event loop itself, as they should on a CPU and should not on a GPU."""
+        self._executor = executor
+        self._board = board
+        self._seconds_on_loop = SECONDS_ON_LOOP if on_loop else 0.0
+        self._waiting: set[AnyBatcher] = set()
+        # What the model whose turn came last had used by then.
+        self._now_s = 0.0
+        # The most that any model has used.
+        self._most_s = 0.0
+        self._busy = False
+        self._scheduled = False
+
+    def ask(self, batcher: AnyBatcher) -> None:
+        """Something waits in this batcher's queue."""
+        if not self._waiting and not self._busy:
+            # A device that was idle kept nobody waiting: all are equal again.
+            self._now_s = self._most_s
+        if batcher not in self._waiting:
+            # What a model did not use while nothing waited for it is not saved up.
+            batcher.used_s = max(batcher.used_s, self._now_s)
+            self._waiting.add(batcher)
+        self._schedule()
+
+    def count(self, images: int) -> None:
+        """So many more images are in hand, or fewer."""
+        self._board.add_images(images)
+
+    def _schedule(self) -> None:
+        # Not at once but at the end of this turn of the event loop: what arrived in the same turn shares the batch.
+        if self._waiting and not self._busy and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._scheduled = False
+        batcher = min(self._waiting, key=lambda waiting: waiting.used_s)
+        self._now_s = batcher.used_s
+        batch = batcher.take()
+        if not batcher.queued:
+            self._waiting.discard(batcher)
+        if batch:
+            self._run(batcher, batch)
+        self._schedule()
+
+    def _run(self, batcher: AnyBatcher, batch: Batch) -> None:
+        alone = self._board.others_idle
+        if batcher.expected_s(batch) <= self._seconds_on_loop:
+            self._settle(batcher, batch, partial(batcher.run, batch, alone))
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            running = self._executor.submit(batcher.run, batch, alone)
+        except RuntimeError:
+            batcher.refuse(batch, NotReady("The service is stopping; retry elsewhere."))
+            return
+        self._busy = True
+        running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, batcher, batch, done.result))
+
+    def _ran(self, batcher: AnyBatcher, batch: Batch, result: Callable[[], Ran[Any]]) -> None:
+        self._busy = False
+        # The next batch starts before the answers of this one are written.
+        self._schedule()
+        self._settle(batcher, batch, result)
+
+    def _settle(self, batcher: AnyBatcher, batch: Batch, result: Callable[[], Ran[Any]]) -> None:
+        try:
+            ran = result()
+        except Exception as error:
+            # It could not even be put together. Whoever waits for it must know, and the next must have its turn.
+            batcher.refuse(batch, error)
+        else:
+            batcher.settle(batch, ran)
+            self._most_s = max(self._most_s, batcher.used_s)
