@@ -14,11 +14,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header
 
 export BENTOML_HOME ?= $(CURDIR)/.cache/bentoml-$(PORT)
+export TRUEODDS_COMPILED ?= $(CURDIR)/.cache/compiled
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format train export load image image-test lock clean
+.PHONY: help serve test test-fast check format train export load bench image image-test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ export: $(VENV)/dev ## export MODEL as bundle VERSION (1)
 
 load: $(VENV)/dev ## post test images to a running service; prints percentiles, writes an HTML report
 	$(BIN)/python -m loadtest --host http://localhost:$(PORT)
+
+bench: $(VENV)/dev ## measure the service beside its in-process limit and HTTP floor; writes .cache/bench (needs wrk)
+	$(BIN)/python -m loadtest.bench $(BENCH)
 
 image: $(VENV)/serve ## build the OCI image
 	deploy/image.sh build
