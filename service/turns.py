@@ -41,8 +41,8 @@ class Turns:
 
     def ask(self, batcher: AnyBatcher) -> None:
         """Something waits in this batcher's queue."""
-        if not self._waiting and not self._busy:
-            # A device that was idle kept nobody waiting: all are equal again.
+        if not self._waiting:
+            # Nobody was kept waiting by what others used: all are equal again.
             self._now_s = self._most_s
         if batcher not in self._waiting:
             # What a model did not use while nothing waited for it is not saved up.
