@@ -1,4 +1,4 @@
-"""What the workers of one instance know of each other: how many connections and images each has in hand.
+"""What the workers of one instance know of each other: how many connections each has, and when it last had work.
 
 One row a worker in a small file that all of them map. Whoever writes a row is its only writer and reads may be a moment
 old, so there is no lock; nothing depends on a row being right but how evenly and how fast work is done.
@@ -6,12 +6,17 @@ old, so there is no lock; nothing depends on a row being right but how evenly an
 
 import mmap
 import os
+import time
 from pathlib import Path
 
 # Rows for more workers than there will be: one that is replaced may overlap with its successor.
 ROWS = 1024
-CONNECTIONS, IMAGES, COLUMNS = 0, 1, 2
+CONNECTIONS, ACCEPTED, IMAGES, WORKED, COLUMNS = 0, 1, 2, 3, 4
 USED = 1 << 31
+# A worker without an image in hand is between two of them, not idle, until so long has passed.
+IDLE_S = 0.02
+# The largest number a cell holds.
+LARGEST = (1 << 32) - 1
 
 
 class Board:
@@ -32,7 +37,7 @@ class Board:
     def refresh(self) -> None:
         """Look for workers that have started or gone since."""
         used = (row for row in range(ROWS) if self._cells[row * COLUMNS] & USED)
-        self._others = [row * COLUMNS for row in used if row != self._row]
+        self._others = [row for row in used if row != self._row]
 
     @property
     def connections(self) -> int:
@@ -43,26 +48,43 @@ class Board:
         self._connections = number
         self._cells[self._row * COLUMNS + CONNECTIONS] = self._used | number
 
+    def count_accepted(self) -> None:
+        """One more connection has been accepted."""
+        cell = self._row * COLUMNS + ACCEPTED
+        self._cells[cell] = (self._cells[cell] + 1) & LARGEST
+
+    def accepted(self) -> list[int]:
+        """The connections that each worker has ever accepted, this one's first; only differences mean something."""
+        return [self._cells[row * COLUMNS + ACCEPTED] for row in (self._row, *self._others)]
+
+    def connections_of_all(self) -> list[int]:
+        """The connections that each worker has, this one's first."""
+        return [self._connections, *(self._cells[row * COLUMNS + CONNECTIONS] & ~USED for row in self._others)]
+
     def add_images(self, number: int) -> None:
         """So many more images are in hand, or fewer."""
         self._images += number
         self._cells[self._row * COLUMNS + IMAGES] = self._images
-
-    @property
-    def fewest_connections(self) -> int:
-        """Among the other workers; as many as this one has where there is none."""
-        return min((self._cells[other] & ~USED for other in self._others), default=self._connections)
+        self._cells[self._row * COLUMNS + WORKED] = _milliseconds()
 
     @property
     def others_idle(self) -> bool:
-        """Whether no other worker has an image in hand."""
-        cells = self._cells
-        return not any(cells[other + IMAGES] for other in self._others)
+        """Whether no other worker has an image in hand, or has had one in the last IDLE_S seconds."""
+        cells, now = self._cells, _milliseconds()
+        return not any(
+            cells[row * COLUMNS + IMAGES] or (now - cells[row * COLUMNS + WORKED]) & LARGEST < IDLE_S * 1000
+            for row in self._others
+        )
 
     def leave(self) -> None:
         """Others forget this worker at their next refresh, though it may still have something to finish."""
         self._used = 0
         self.connections = self._connections
+
+
+def _milliseconds() -> int:
+    """Of the system's monotonic clock, which all processes share, as far as a cell holds it."""
+    return time.monotonic_ns() // 1_000_000 & LARGEST
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -100,7 +100,7 @@ class Front:
             logger.exception("request %s failed", request.id)
             failure = InternalError("The service failed to answer; its log has the reason under this request_id.")
             response = Response.problem(failure, request.id)
-        await response.send(send, request.id)
+        await response.send(send, request.respond, request.id)
         if self._worker:
             seconds = time.perf_counter() - started
             self._worker.metrics.request(self._model_of(request.path), response.status, seconds)
@@ -112,7 +112,7 @@ class Front:
         try:
             body = await request.body(self._settings)
         except Problem as problem:
-            await Response.problem(problem, request.id).send(send, request.id)
+            await Response.problem(problem, request.id).send(send, request.respond, request.id)
             return
         except Disconnected:
             return

@@ -77,7 +77,8 @@ def load(
     executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
     bundles = bundle.discover(settings.bundles, settings.models)
     warm = {name: _warm_backend(found, settings, cache) for name, found in bundles.items()}
-    turns = Turns(executor, board, on_loop=all(backend.device == "cpu" for backend, _ in warm.values()))
+    on_loop = settings.thread_count == 1 and all(backend.device == "cpu" for backend, _ in warm.values())
+    turns = Turns(executor, board, on_loop)
     models = {
         name: _serve(found, *warm[name], settings, turns, partial(report, name)) for name, found in bundles.items()
     }

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -13,6 +13,8 @@ from service import multipart, tensors
 from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from service.images import InputSpec, Pixels
+from service.protocol import RESPOND
+from service.responses import Respond
 from service.settings import Settings
 
 Scope = dict[str, Any]
@@ -46,9 +48,10 @@ class Request:
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.respond: Respond | None = scope.get("extensions", {}).get(RESPOND)
         self._receive = receive
-        given = self.headers.get(b"x-request-id", b"")
-        self.id = given.decode() if REQUEST_ID.fullmatch(given) else new_request_id()
+        given = self.headers.get(b"x-request-id")
+        self.id = given.decode() if given and REQUEST_ID.fullmatch(given) else new_request_id()
 
     async def upload(self, settings: Settings, spec: InputSpec) -> Upload:
         """What is sent, whole but not decoded.
@@ -56,18 +59,21 @@ class Request:
         Raises UnsupportedMediaType and what `body`, `Form` and the functions of `tensors` raise.
         """
         content_type = self.headers.get(b"content-type", b"application/octet-stream")
-        media_type = content_type.partition(b";")[0].strip().lower()
+        media_type = _media_type(content_type)
         self.refuse_encoded()
+        if media_type.startswith(b"image/"):
+            return Upload([await self.body(settings)], False)
         if media_type == b"multipart/form-data":
             return await self._form(content_type, settings)
         if media_type == tensors.NPY:
             return _tensor(tensors.from_npy(await self.body(settings), spec, settings.max_images))
-        if media_type == b"application/octet-stream" and tensors.SHAPE_HEADER in self.headers:
-            shape, dtype = self.headers[tensors.SHAPE_HEADER], self.headers.get(tensors.DTYPE_HEADER, b"")
+        if media_type == b"application/octet-stream":
+            shape = self.headers.get(tensors.SHAPE_HEADER)
             body = await self.body(settings)
+            if shape is None:
+                return Upload([body], False)
+            dtype = self.headers.get(tensors.DTYPE_HEADER, b"")
             return _tensor(tensors.from_raw(body, shape, dtype, spec, settings.max_images))
-        if media_type == b"application/octet-stream" or media_type.startswith(b"image/"):
-            return Upload([await self.body(settings)], False)
         raise UnsupportedMediaType(
             f"A body of type {media_type.decode('latin-1')!r} is not an image; send image/* or "
             "application/octet-stream, multipart/form-data with parts named 'file', or application/x-npy."
@@ -75,42 +81,52 @@ class Request:
 
     def refuse_encoded(self) -> None:
         """Raises UnsupportedMediaType for a compressed body."""
-        if self.headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is not None and encoding.strip().lower() != b"identity":
             raise UnsupportedMediaType(
                 "The body is compressed; images are already, so send it without a Content-Encoding.",
                 ((b"accept-encoding", b"identity"),),
             )
 
     async def body(self, settings: Settings) -> bytes:
-        """The whole body. Raises what `chunks` raises."""
-        chunks = [chunk async for chunk in self.chunks(settings)]
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    async def chunks(self, settings: Settings) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises BodyTooLarge, from the header where it tells, BodyTimeout or Disconnected."""
-        left = settings.max_body_bytes
-        declared = self.headers.get(b"content-length", b"0")
-        # A number of more digits than 18 is longer than any limit, and than Python likes to read.
-        if len(declared) > 18 or (declared.isdigit() and int(declared) > left):
-            raise _too_large(settings)
-        more = True
+        """The whole body. Raises what `_next` raises."""
+        first, more = await self._next(settings, 0)
+        if not more:
+            return first
+        chunks, size = [first], len(first)
         while more:
-            try:
-                message = await self._receive()
-            except TimeoutError:
-                raise BodyTimeout(f"The body did not arrive within {settings.body_timeout_s:g} s.") from None
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            chunk: bytes = message.get("body", b"")
-            left -= len(chunk)
-            if left < 0:
+            chunk, more = await self._next(settings, size)
+            size += len(chunk)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _next(self, settings: Settings, so_far: int) -> tuple[bytes, bool]:
+        """The next piece of the body after so many bytes, and whether there are more.
+
+        Raises BodyTooLarge, from the header where it tells, BodyTimeout or Disconnected.
+        """
+        if not so_far:
+            declared = self.headers.get(b"content-length", b"0")
+            # A number of more digits than 18 is longer than any limit, and than Python likes to read.
+            if len(declared) > 18 or (declared.isdigit() and int(declared) > settings.max_body_bytes):
                 raise _too_large(settings)
-            more = message.get("more_body", False)
-            yield chunk
+        try:
+            message = await self._receive()
+        except TimeoutError:
+            raise BodyTimeout(f"The body did not arrive within {settings.body_timeout_s:g} s.") from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        chunk: bytes = message.get("body", b"")
+        if so_far + len(chunk) > settings.max_body_bytes:
+            raise _too_large(settings)
+        return chunk, message.get("more_body", False)
 
     async def _form(self, content_type: bytes, settings: Settings) -> Upload:
         form = multipart.Form(content_type, settings.max_images)
-        async for chunk in self.chunks(settings):
+        size, more = 0, True
+        while more:
+            chunk, more = await self._next(settings, size)
+            size += len(chunk)
             form.feed(chunk)
         files = form.close()
         return Upload(files, len(files) > 1)
@@ -131,6 +147,11 @@ def new_request_id() -> str:
 
 def _too_large(settings: Settings) -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than the {settings.max_body_bytes:,} bytes accepted.")
+
+
+@lru_cache(maxsize=256)
+def _media_type(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
 
 
 # Clients ask the same again and again.

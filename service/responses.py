@@ -11,6 +11,8 @@ import orjson
 from service.errors import Problem
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+# (status, header lines, body)
+Respond = Callable[[int, bytes, bytes], Awaitable[None]]
 
 JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
 # RFC 9110, section 8.8.3: what is compared of an entity tag; a W/ before it does not count.
@@ -49,20 +51,23 @@ class Response:
             return Response(304, b"", b"", self.headers, self.etag)
         return self
 
-    async def send(self, send: Send, request_id: str) -> None:
-        # A 304 says nothing of a body: a length of 0 would be that of the document (RFC 9110, section 8.6).
-        content = () if self.status == 304 else self._content_headers()
-        headers = [
-            *content,
-            (b"x-request-id", request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            *self.headers,
-        ]
+    async def send(self, send: Send, respond: Respond | None, request_id: str) -> None:
+        """By `respond` where the server has it, else as every ASGI server understands."""
+        if respond:
+            await respond(self.status, self._lines(request_id), self.body)
+            return
+        headers = [tuple(line.split(b": ", 1)) for line in self._lines(request_id).splitlines()]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
-    def _content_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (b"content-type", self.content_type), (b"content-length", str(len(self.body)).encode())
+    def _lines(self, request_id: str) -> bytes:
+        lines = b"x-request-id: %b\r\nx-content-type-options: nosniff\r\n" % request_id.encode()
+        # A 304 says nothing of a body: a length of 0 would be that of the document (RFC 9110, section 8.6).
+        if self.status != 304:
+            lines += b"content-type: %b\r\ncontent-length: %d\r\n" % (self.content_type, len(self.body))
+        for name, value in self.headers:
+            lines += b"%b: %b\r\n" % (name, value)
+        return lines
 
 
 def not_modified(if_none_match: bytes, etag: bytes) -> bool:

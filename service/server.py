@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +21,18 @@ from service.protocol import Connection, Connections, Deadlines
 logger = logging.getLogger("trueodds")
 
 TICK_S = 0.5
-# The shortest the event loop can wait; time enough for another worker to accept.
-COURTESY_S = 0.001
+# The shortest the event loop can wait, and how long it waits in all for another worker, which may be in the midst of
+# a batch.
+COURTESY_S, PATIENCE_S = 0.001, 0.03
+# A worker that did not take its turn may be stuck or dead: for so long nobody waits for another.
+IMPATIENCE_S = 0.5
+# Who accepted how many is looked at for so long.
+ROUND_S = 0.1
 # With no descriptor or memory left for another connection, until some may be free again.
 EXHAUSTED_S = 0.1
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Connections accepted in one turn of the event loop.
-ACCEPTED_AT_ONCE = 16
+ACCEPTED_AT_ONCE = 256
 
 
 class Listener:
@@ -37,7 +43,10 @@ class Listener:
         self._board = board
         self._connect = connect
         self._loop = asyncio.get_running_loop()
-        self._been_courteous = False
+        self._courteous_until: float | None = None
+        self._impatient_until = 0.0
+        self._round_ends = 0.0
+        self._before = board.accepted()
         listening.setblocking(False)
         self._watch()
 
@@ -60,11 +69,8 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
-            if self._has_more_than_others() and not self._been_courteous:
-                # Once: if no other worker wants it, it may be stuck or dead.
-                self._been_courteous = True
+            if self._lets_others_go_first():
                 return self._pause(COURTESY_S)
-            self._been_courteous = False
             try:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -74,12 +80,48 @@ class Listener:
                     raise
                 logger.warning("no connection can be accepted: %s", error)
                 return self._pause(EXHAUSTED_S)
+            self._board.count_accepted()
             self._connect(connection)
         return None
 
-    def _has_more_than_others(self) -> bool:
-        fewest = self._board.fewest_connections
-        return self._board.connections > fewest + fewest // 8
+    def _lets_others_go_first(self) -> bool:
+        now = self._loop.time()
+        if now < self._impatient_until or self._may_accept(now):
+            self._courteous_until = None
+            return False
+        if self._courteous_until is None:
+            self._courteous_until = now + PATIENCE_S
+        if now > self._courteous_until:
+            self._courteous_until = None
+            self._impatient_until = now + IMPATIENCE_S
+            return False
+        return True
+
+    def _may_accept(self, now: float) -> bool:
+        """Whether this worker has less than its share of the connections, and of those that came lately.
+
+        The second because the first may be out of date: a worker in the midst of a batch counts those that have left.
+        """
+        board, pending = self._board, _pending(self._socket)
+        if now > self._round_ends:
+            self._round_ends = now + ROUND_S
+            self._before = board.accepted()
+        lately = [number - before for number, before in zip(board.accepted(), self._before, strict=False)]
+        return _under_share(board.connections_of_all(), pending) and _under_share(lately, pending)
+
+
+def _under_share(numbers: list[int], pending: int) -> bool:
+    """Whether the first has less than an even share of all there are and `pending` more."""
+    return numbers[0] * len(numbers) < sum(numbers) + pending
+
+
+def _pending(listening: socket.socket) -> int:
+    """Connections that wait to be accepted, at least one: Linux tells of a TCP socket, in tcp_info's tcpi_unacked."""
+    try:
+        (pending,) = struct.unpack_from("=24xI", listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28))
+    except (AttributeError, OSError, struct.error):
+        return 1
+    return max(1, int(pending))
 
 
 class Server(uvicorn.Server):
@@ -101,9 +143,8 @@ class Server(uvicorn.Server):
             state=self.lifespan.state,
             board=self._board,
         )
-        # uvicorn's shutdown waits for these.
+        # uvicorn's shutdown waits for these to end, and none ends before it has answered.
         self.server_state.connections = self._connections.open  # type: ignore[assignment]
-        self.server_state.tasks = self._connections.tasks
         self._connections.tick()
         self.servers = [Listener(each, self._board, self._connect) for each in sockets or ()]  # type: ignore[misc]
 

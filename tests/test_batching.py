@@ -733,7 +733,7 @@ async def test_a_client_may_have_less_patience_but_not_more() -> None:
     """A deadline of its own shortens a request's wait; one beyond max_wait_s changes nothing."""
     model = Device().model(Limits(4, 100, max_wait_s=2.5), image_s=1)
     first = model.submit(*range(3))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
     impatient, patient, too_patient = model.submit(3, deadline=2), model.submit(4, deadline=3), model.submit(5)
     await asyncio.sleep(0)
     assert await first == [0, 1, 2]

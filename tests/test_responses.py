@@ -23,7 +23,7 @@ def sent(response: Response) -> tuple[int, dict[bytes, bytes], bytes]:
     async def send(message: dict[str, Any]) -> None:
         messages.append(message)
 
-    asyncio.run(response.send(send, "id-1"))
+    asyncio.run(response.send(send, None, "id-1"))
     start, body = messages
     assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
     headers = dict(start["headers"])
@@ -122,3 +122,25 @@ def test_a_hostile_header_takes_no_time(piece: bytes) -> None:
     started = time.perf_counter()
     not_modified(piece * (65536 // len(piece)) + b"\x00", b'"abc"')
     assert time.perf_counter() - started < 0.5
+
+
+def test_a_server_that_takes_whole_answers_gets_one() -> None:
+    """The same status, headers and body in one call."""
+    taken: list[tuple[int, bytes, bytes]] = []
+
+    async def respond(status: int, lines: bytes, body: bytes) -> None:
+        taken.append((status, lines, body))
+
+    async def send(message: object) -> None:
+        raise AssertionError("it was sent already")
+
+    asyncio.run(Response(201, b"a/b", b"body", ((b"x-more", b"y"),)).send(send, respond, "id-1"))
+    ((status, lines, body),) = taken
+    assert (status, body) == (201, b"body")
+    assert sorted(lines.splitlines(keepends=True)) == [
+        b"content-length: 4\r\n",
+        b"content-type: a/b\r\n",
+        b"x-content-type-options: nosniff\r\n",
+        b"x-more: y\r\n",
+        b"x-request-id: id-1\r\n",
+    ]

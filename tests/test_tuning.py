@@ -58,13 +58,14 @@ def copied(tmp_path: Path) -> Bundle:
 
 @given(seconds=Seconds)
 def test_the_limit_is_the_smallest_that_is_nearly_best(seconds: dict[int, float]) -> None:
-    """Within three per cent of the best throughput of the batches that are short enough, and no smaller one is."""
+    """Within two per cent of the best throughput of the batches that are short enough, and no smaller one is."""
+    seconds_served = {size: taken + tuning.BATCH_S for size, taken in seconds.items()}
     limit = tuning.choose_limit(seconds)
     allowed = {size for size, taken in seconds.items() if taken <= LONGEST_BATCH_S} or {min(seconds)}
     assert limit in allowed
-    best = max(size / seconds[size] for size in allowed)
-    assert limit / seconds[limit] >= best * 0.9699
-    assert all(size / seconds[size] < best * 0.9701 for size in allowed if size < limit)
+    best = max(size / seconds_served[size] for size in allowed)
+    assert limit / seconds_served[limit] >= best * 0.9799
+    assert all(size / seconds_served[size] < best * 0.9801 for size in allowed if size < limit)
 
 
 @given(narrow=Seconds, gain=st.floats(0.2, 5))
@@ -95,7 +96,7 @@ def test_a_fixed_cost_asks_for_larger_batches() -> None:
     """2 ms a batch and 20 µs an image: the more the better; nothing but images: one will do."""
     large, _ = tuning.sweep(Network(fixed=0.002, each=0.00002), tuning.Shape(2, 2), 0.05)
     assert tuning.choose_limit(large) == 32
-    small, _ = tuning.sweep(Network(each=0.01), tuning.Shape(2, 2), 0.05)
+    small, _ = tuning.sweep(Network(each=0.04), tuning.Shape(2, 2), 0.05)
     assert tuning.choose_limit(small) == 1
 
 

@@ -22,6 +22,12 @@ from tests.test_batching import BULK, ROOMY, SOON_S, Device, Model, all_of, imag
 ONE_AT_A_TIME = Limits(max_batch_size=1, max_queue_size=1_000_000, max_wait_s=math.inf)
 
 
+@pytest.fixture(autouse=True)
+def idle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without work counts as idle, not as between two images; one test asks for the difference."""
+    monkeypatch.setattr("service.board.IDLE_S", 0.0)
+
+
 def seconds_used(model: Model, start: float, end: float) -> float:
     """How much of the device's time from `start` to `end` went to this model."""
     return sum(max(0.0, min(end, until) - max(start, since)) for since, until in model.network.times)
