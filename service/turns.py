@@ -39,7 +39,8 @@ class Turns:
         self._most_s = 0.0
         self._busy = False
         self._scheduled = False
-        self._asked = False
+        # Since the last turn of the event loop.
+        self._asked = self._answered = False
 
     def ask(self, batcher: AnyBatcher) -> None:
         """Something waits in this batcher's queue."""
@@ -64,12 +65,13 @@ class Turns:
 
     def _next(self) -> None:
         self._scheduled = False
-        if self._asked:
-            # As long as each turn of the event loop brings something, it shares the batch.
-            self._asked = False
+        batcher = min(self._waiting, key=lambda waiting: waiting.used_s)
+        if self._answered or (self._asked and batcher.queued < batcher.limits.max_batch_size):
+            # Answers are sent before the next batch holds up the loop. And as long as each turn of the loop brings
+            # something, it shares the batch.
+            self._answered = self._asked = False
             self._schedule()
             return
-        batcher = min(self._waiting, key=lambda waiting: waiting.used_s)
         self._now_s = batcher.used_s
         batch = batcher.take()
         if not batcher.queued:
@@ -82,8 +84,7 @@ class Turns:
         alone = self._board.others_idle
         if batcher.expected_s(batch) <= self._seconds_on_loop:
             self._settle(batcher, batch, partial(batcher.run, batch, alone))
-            # Its answers are sent before the next batch holds up the loop.
-            self._asked = True
+            self._answered = True
             return
         loop = asyncio.get_running_loop()
         try:

@@ -17,6 +17,7 @@ class Recorder:
     def __init__(self) -> None:
         self.application: Asgi | None = None
         self.instances: list[Any] = []
+        self.ended = False
 
     def before(self, bentoml: Asgi) -> Asgi:
         self.application = bentoml
@@ -24,6 +25,9 @@ class Recorder:
 
     def started(self, instance: Any) -> None:
         self.instances.append(instance)
+
+    def stopped(self) -> None:
+        self.ended = True
 
 
 class Echo:
@@ -56,6 +60,7 @@ def test_what_bentoml_serves_is_what_the_front_returns_and_its_start_is_told() -
     assert uvicorn.Server is serve  # tests/test_service.py tells that the worker then makes its server of it
     asyncio.run(_start_and_stop(application))
     assert [type(instance) for instance in front.instances] == [Echo]
+    assert front.ended
 
 
 async def _start_and_stop(application: Asgi) -> None:

@@ -267,9 +267,10 @@ def test_a_worker_between_two_images_is_not_idle(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("service.board.IDLE_S", 0.1)
     first, second = (Board(tmp_path / "board", row) for row in (1, 2))
     first.refresh()
-    assert first.others_idle
+    idle = [first.others_idle]
     second.add_images(1)
     second.add_images(-1)
-    assert not first.others_idle
+    idle.append(first.others_idle)
     time.sleep(0.15)
-    assert first.others_idle
+    idle.append(first.others_idle)
+    assert idle == [True, False, True]

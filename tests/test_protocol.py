@@ -124,8 +124,9 @@ class Served:
 
     async def _start(self) -> None:
         self.connections = Connections(self.application, self._deadlines, **self._options)
-        self._server = await self._loop.create_server(lambda: Connection(self.connections), "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self._server = await self._loop.create_server(lambda: Connection(self.connections), sock=listening)
         self._tick()
 
     def _tick(self) -> None:

