@@ -1,4 +1,4 @@
-"""Wrap any ONNX classifier as a bundle: `python -m loadtest.foreign model.onnx --name rig --labels 10 …`.
+"""Wrap any ONNX classifier as a bundle: `python -m loadtest.foreign model.onnx --name other --labels 10 …`.
 
 So that servers can be compared on the very model their rivals are measured with. It is for benchmarks, not for use:
 nothing is known of the data the model was trained on, so nothing is calibrated, and the bundle says so.

@@ -6,6 +6,7 @@
     model.torchscript.pt  the same for TorchScript
     calibration.json      how it was calibrated and how well that works
     MODEL_CARD.md         the same for people
+    performance.json      how fast it is on which machine; measured where it runs, so the manifest does not vouch for it
 """
 
 import hashlib
