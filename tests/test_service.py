@@ -264,6 +264,7 @@ def test_the_openapi_document_describes_the_contract(server: Server) -> None:
     assert set(document["paths"]["/v1/models/{name}/classify"]["post"]["requestBody"]["content"]) == {
         "image/*",
         "application/octet-stream",
+        "application/x-npy",
         "multipart/form-data",
     }
 
