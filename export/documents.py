@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnxruntime
 from export.calibrate import Fitted, HeldOut, measure
 from export.parity import run
 from models.datasets import DATASETS
+from service.backends import Outputs
 from service.backends import onnx as onnx_backend
 from service.bundle import (
     CALIBRATION,
@@ -53,7 +55,7 @@ class Export:
 def write_documents(directory: Path, export: Export) -> None:
     """Describe the exported forms that lie in `directory`, from what they answer on the test set."""
     calibration = _calibration(directory, export)
-    _write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
+    write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
     (directory / CARD).write_text(_card(directory, export, calibration))
     # The manifest vouches for every other file, so it is written last.
     manifest = Manifest(
@@ -66,27 +68,42 @@ def write_documents(directory: Path, export: Export) -> None:
         training={key: value for key, value in export.training.items() if key != "history"},
         created_by=_versions(),
     )
-    _write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
 
 
 def _calibration(directory: Path, export: Export) -> Calibration:
-    held, fitted = export.held, export.fitted
     # The figures published are those of the written file itself.
-    answers = run(onnx_backend.load(directory, "cpu", 1), held.eval.pixels, batch_size=500)
-    chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int)
+    answers = run(onnx_backend.load(directory, "cpu", 1), export.held.eval.pixels, batch_size=500)
+    chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int).tolist()
+    return calibration_of(
+        directory, export.labels, export.input, export.held, export.fitted, answers, chosen, _versions()
+    )
+
+
+def calibration_of(
+    directory: Path,
+    labels: list[str],
+    spec: InputSpec,
+    held: HeldOut,
+    fitted: Fitted,
+    answers: Outputs,
+    chosen: Iterable[int],
+    versions: dict[str, str],
+) -> Calibration:
+    """calibration.json of the graph in `directory`; `answers` to the eval split, those `chosen` as test vectors."""
     calibration = Calibration(
         schema_version=1,
         id="sha256:" + "0" * 64,
         model_sha256=digest(directory / onnx_backend.FILE),
-        labels=export.labels,
-        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(export.input)),
+        labels=labels,
+        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(spec)),
         method="map_temperature",
         params=Parameters(temperature=fitted.temperature),
         data={"fit": held.fit.record(), "conformal": held.conformal.record(), "eval": held.eval.record()},
         metrics=measure(softmax(answers.logits), answers.probabilities, held.eval.labels),
         conformal=fitted.conformal,
         ood=fitted.ood,
-        created_by=_versions(),
+        created_by=versions,
         test_vectors=[
             TestVector(logits=answers.logits[i].tolist(), probabilities=answers.probabilities[i].tolist())
             for i in chosen
@@ -101,7 +118,8 @@ def _versions() -> dict[str, str]:
     return versions | {package: installed(package) for package in PACKAGES}
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """As people read it."""
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 

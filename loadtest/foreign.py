@@ -5,7 +5,6 @@ nothing is known of the data the model was trained on, so nothing is calibrated,
 """
 
 import argparse
-import json
 import math
 import platform
 import re
@@ -14,13 +13,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from export.calibrate import ALPHAS, ID_TPR, Fitted, Held, HeldOut, measure
+from export.calibrate import ALPHAS, ID_TPR, Fitted, Held, HeldOut
+from export.documents import calibration_of, write_json
 from export.parity import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE, run
 from loadtest.wrapping import BATCH_SIZE, Foreign, NotAClassifier
 from models.datasets import indices_digest
@@ -31,16 +30,10 @@ from service.bundle import (
     CALIBRATION,
     MANIFEST,
     VERSION,
-    Calibration,
-    CalibrationInput,
     Conformal,
     Manifest,
     Ood,
-    Parameters,
-    TestVector,
-    calibration_id,
     digest,
-    preprocessing_digest,
 )
 from service.calibration import energy, lac_threshold, softmax
 from service.errors import BundleError
@@ -157,26 +150,10 @@ def write_documents(
     versions = {"python": platform.python_version()} | {
         package.__name__: package.__version__ for package in (np, onnx, onnxruntime)
     }
-    calibration = Calibration(
-        schema_version=1,
-        id="sha256:" + "0" * 64,
-        model_sha256=digest(directory / onnx_backend.FILE),
-        labels=request.labels,
-        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(request.input)),
-        method="map_temperature",
-        params=Parameters(temperature=fitted.temperature),
-        data={"fit": held.fit.record(), "conformal": held.conformal.record(), "eval": held.eval.record()},
-        metrics=measure(softmax(answers.logits), answers.probabilities, held.eval.labels),
-        conformal=fitted.conformal,
-        ood=fitted.ood,
-        created_by=versions,
-        test_vectors=[
-            TestVector(logits=logits.tolist(), probabilities=probabilities.tolist())
-            for logits, probabilities in zip(answers.logits, answers.probabilities, strict=True)
-        ][:TEST_VECTORS],
+    calibration = calibration_of(
+        directory, request.labels, request.input, held, fitted, answers, range(TEST_VECTORS), versions
     )
-    document = calibration.model_dump(mode="json")
-    _write_json(directory / CALIBRATION, document | {"id": calibration_id(document)})
+    write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
     card = CARD.format(
         name=request.name,
         version=request.version,
@@ -196,11 +173,7 @@ def write_documents(
         training={"note": NOTE, "source": model.path.name, "source_sha256": source},
         created_by=versions,
     )
-    _write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
 
 
 def main(argv: list[str] | None = None) -> int:

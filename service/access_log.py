@@ -6,8 +6,7 @@ never answers.
 
 import random
 import threading
-from queue import Full
-from queue import Queue as BoundedQueue
+from queue import Full, Queue
 from typing import TextIO
 
 import orjson
@@ -21,7 +20,7 @@ class AccessLog:
     def __init__(self, output: TextIO, sample: float) -> None:
         self._output = output
         self._sample = sample
-        self._lines: BoundedQueue[bytes | None] = BoundedQueue(WAITING_LINES)
+        self._lines: Queue[bytes | None] = Queue(WAITING_LINES)
         self._dropped = 0
         self._writer = threading.Thread(target=self._write, name="access-log", daemon=True)
         self._writer.start()

@@ -65,8 +65,7 @@ class Classifier:
         """(N, H, W, 3) uint8 of the network's own shape → N answers. Raises Overloaded."""
         if self._cache.max_bytes:
             return await self._classify_unknown(model, pixels)
-        priority = Priority.BULK if len(pixels) > 1 else Priority.INTERACTIVE
-        return [_row(answer) for answer in await model.classify(pixels, priority)]
+        return [_row(answer) for answer in await model.classify(pixels, _priority(pixels))]
 
     async def _classify_unknown(self, model: ServedModel, pixels: Pixels) -> list[Row]:
         """Only what the cache has no answer for."""
@@ -75,8 +74,7 @@ class Classifier:
         unknown = [i for i, row in enumerate(known) if row is None]
         self._count_cached(model.name, len(keys) - len(unknown), len(unknown))
         if unknown:
-            priority = Priority.BULK if len(pixels) > 1 else Priority.INTERACTIVE
-            answers = await model.classify(pixels[unknown], priority)
+            answers = await model.classify(pixels[unknown], _priority(pixels))
             for i, answer in zip(unknown, answers, strict=True):
                 known[i] = row = _row(answer)
                 self._cache.put(keys[i], row)
@@ -116,6 +114,11 @@ class Classifier:
             return await self._pixels(file, spec)
         except Problem as problem:
             return problem
+
+
+def _priority(pixels: Pixels) -> Priority:
+    """Of a request by its images, those that the cache knows included."""
+    return Priority.BULK if len(pixels) > 1 else Priority.INTERACTIVE
 
 
 def _row(answer: Row | Exception) -> Row:

@@ -9,7 +9,7 @@ import ctypes
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from service.access_log import AccessLog
@@ -19,12 +19,11 @@ from service.classifier import Classifier, Outcome
 from service.descriptions import describe, summarise
 from service.errors import InternalError, MethodNotAllowed, NotReady, Problem, UnknownPath
 from service.metrics import EXPOSITION, Metrics
+from service.protocol import Application, Message, Receive, Scope, Send
 from service.registry import ServedModel
-from service.requests import Disconnected, Message, Receive, Request, Scope
-from service.responses import JSON, Response, Send, encode
+from service.requests import Disconnected, Request
+from service.responses import JSON, Response, encode
 from service.settings import Settings
-
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("trueodds")
 

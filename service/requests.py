@@ -2,24 +2,19 @@
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Any
 from urllib.parse import parse_qsl
 
 from service import multipart, tensors
 from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from service.images import InputSpec, Pixels
-from service.protocol import RESPOND
+from service.protocol import RESPOND, Receive, Scope
 from service.responses import Respond
 from service.settings import Settings
-
-Scope = dict[str, Any]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # So that no two workers ever give the same.

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from service.errors import Problem
+from service.protocol import Send
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 # (status, header lines, body)
 Respond = Callable[[int, bytes, bytes], Awaitable[None]]
 

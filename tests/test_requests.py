@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, MalformedRequest, UnsupportedMediaType
 from service.images import InputSpec
-from service.requests import Disconnected, Message, Request, Upload
+from service.protocol import Message
+from service.requests import Disconnected, Request, Upload
 from service.settings import Settings
 
 T = TypeVar("T")
