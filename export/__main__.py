@@ -83,7 +83,8 @@ def _tune(found: bundle.Bundle) -> None:
     settings = Settings()
     threads, wide_threads = settings.thread_count, tuning.wide_threads(settings)
     backends = [
-        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads) for _, backend in FORMS.values()
+        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads, winograd=settings.winograd)
+        for _, backend in FORMS.values()
     ]
     print(tuning.table(tuning.tune(found, backends)))
 

@@ -6,10 +6,9 @@ import torch
 
 from export.graph import CalibratedGraph
 from service.backends import Backend, Outputs
+from service.backends.agreement import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE
 from service.images import Pixels
 
-LOGIT_TOLERANCE = 1e-4
-PROBABILITY_TOLERANCE = 1e-5
 BATCH_SIZES = (1, 64)
 
 

@@ -20,12 +20,13 @@ import onnxruntime
 
 from export.calibrate import ALPHAS, ID_TPR, Fitted, Held, HeldOut
 from export.documents import calibration_of, write_json
-from export.parity import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE, run
+from export.parity import run
 from loadtest.wrapping import BATCH_SIZE, Foreign, NotAClassifier
 from models.datasets import indices_digest
 from service import bundle
 from service.backends import Outputs
 from service.backends import onnx as onnx_backend
+from service.backends.agreement import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE
 from service.bundle import (
     CALIBRATION,
     MANIFEST,

@@ -93,8 +93,12 @@ class Foreign:
             # The likeliest label always belongs to the set.
             helper.make_node("Min", ["prediction_set_threshold", "highest"], ["least"]),
             helper.make_node("GreaterOrEqual", ["probabilities", "least"], ["prediction_set"]),
-            self._reduction("ReduceLogSumExp", "logits", "evidence", keepdims=0),
-            helper.make_node("Neg", ["evidence"], ["energy"]),
+            # -log Σ exp of the logits, by operators that all runtimes read alike: MNN takes ReduceLogSumExp's axes from
+            # an attribute only, and opset 18 has made them an input.
+            helper.make_node("LogSoftmax", ["logits"], ["log_probabilities"], axis=1),
+            self._reduction("ReduceMax", "log_probabilities", "highest_log_probability", keepdims=0),
+            self._reduction("ReduceMax", "logits", "highest_logit", keepdims=0),
+            helper.make_node("Sub", ["highest_log_probability", "highest_logit"], ["energy"]),
             helper.make_node("Greater", ["energy", "energy_threshold"], ["is_ood"]),
         ]
 

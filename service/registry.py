@@ -103,9 +103,13 @@ def _warm_backend(found: Bundle, settings: Settings, cache: Path | None) -> tupl
 
 
 def _loaded(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Backend, Measured]:
-    wide_threads = tuning.wide_threads(settings)
     backend = BACKENDS[settings.backend](
-        found.directory, settings.device, settings.thread_count, wide_threads=wide_threads, cache=cache
+        found.directory,
+        settings.device,
+        settings.thread_count,
+        wide_threads=tuning.wide_threads(settings),
+        winograd=settings.winograd,
+        cache=cache,
     )
     return backend, tuning.tuned(found, backend, cache)
 

@@ -33,6 +33,7 @@ class Settings(BaseModel):
     models: Annotated[tuple[str, ...], BeforeValidator(_comma_separated)] = ()
     backend: Literal["onnx", "torchscript"] = "onnx"
     device: Device = "auto"
+    winograd: bool = True
     workers: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
     # 0: as measured on this machine, see service.tuning.

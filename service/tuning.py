@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service import bundle
-from service.backends import Backend, Placement, onnx, torchscript
+from service.backends import Backend, Placement, Plan, onnx, torchscript
 from service.bundle import Bundle
 from service.errors import BackendError, StartupError
 from service.images import Pixels
@@ -47,6 +47,8 @@ LONGEST_BATCH_S = 0.05
 LARGEST_ON_CPU, LARGEST_ON_GPU = 32, 256
 # All cores together must be this much faster than one worker's share, or they are better left to others.
 WIDE_GAIN = 1.25
+# Winograd's convolutions must be this much faster somewhere, or they are not worth their memory.
+WINOGRAD_GAIN = 1.1
 # Within a few per cent of the best on every processor tried (docs/log.md).
 SAFE = 16
 BUDGET_S = 0.4
@@ -62,7 +64,8 @@ Size = Annotated[int, Field(gt=0, le=LARGEST_ON_GPU)]
 class Measured(BaseModel):
     """One backend on one machine: microseconds a batch by batch size, and what follows from them.
 
-    `wide_microseconds` is the same with all cores; `wide_from` is the smallest batch that is better run so, or null.
+    `wide_microseconds` is the same with all cores, `winograd_microseconds` with Winograd's convolutions; `wide_from`
+    and `winograd_from` are the smallest batches that are better run so, or null.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -70,8 +73,10 @@ class Measured(BaseModel):
     placement: Placement
     microseconds: Annotated[dict[Size, Positive], Field(min_length=1)]
     wide_microseconds: dict[Size, Positive] = {}
+    winograd_microseconds: dict[Size, Positive] = {}
     max_batch_size: Size
     wide_from: Size | None = None
+    winograd_from: Size | None = None
 
     @model_validator(mode="after")
     def _chosen_among_the_measured(self) -> "Measured":
@@ -79,7 +84,13 @@ class Measured(BaseModel):
             raise ValueError("max_batch_size was not measured")
         if self.wide_from is not None and self.wide_from not in self.wide_microseconds:
             raise ValueError("wide_from was not measured")
+        if self.winograd_from is not None and not self.winograd_microseconds:
+            raise ValueError("winograd_from was not measured")
         return self
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.wide_from, self.winograd_from)
 
 
 class Performance(BaseModel):
@@ -115,13 +126,13 @@ def wide_threads(settings: Settings) -> int:
 def tuned(found: Bundle, backend: Backend, cache: Path | None = None) -> Measured:
     """What is known of this model on this backend: from beside the bundle or from the cache, else measured now.
 
-    Sets the backend's `wide_from`. One process measures at a time, and those that waited for it measure nothing.
+    Sets the backend's plan. One process measures at a time, and those that waited for it measure nothing.
     """
     entry = _known(found, backend.placement, cache)
     if entry is None:
         with _one_at_a_time(cache):
             entry = _known(found, backend.placement, cache) or _measured(found, backend, cache)
-    backend.wide_from = entry.wide_from
+    backend.plan = entry.plan
     return entry
 
 
@@ -132,17 +143,22 @@ def measure(backend: Backend, found: Bundle, budget_s: float = BUDGET_S) -> tupl
     """
     spec = found.manifest.input
     bystanders = Bystanders()
-    narrow, wide = sweep(backend, Shape(spec.height, spec.width), budget_s)
+    swept = sweep(backend, Shape(spec.height, spec.width), budget_s)
     quiet = bystanders.leave_cores(max(backend.placement.threads, backend.placement.wide_threads))
+    # This compares two ways on the same cores, turn by turn, so it holds for a busy machine too.
+    winograd_from = choose_winograd(swept.narrow, swept.winograd)
     # By a worker's share alone: under load, when batches are full, nobody has all cores.
-    limit = choose_limit(narrow) if quiet else safe_limit(narrow)
-    served = {size: taken for size, taken in wide.items() if size <= limit}
+    served = swept.served(winograd_from)
+    limit = choose_limit(served) if quiet else safe_limit(served)
+    wide = {size: taken for size, taken in swept.wide.items() if size <= limit and size < (winograd_from or math.inf)}
     entry = Measured(
         placement=backend.placement,
-        microseconds=_microseconds(narrow),
-        wide_microseconds=_microseconds(wide),
+        microseconds=_microseconds(swept.narrow),
+        wide_microseconds=_microseconds(swept.wide),
+        winograd_microseconds=_microseconds(swept.winograd),
         max_batch_size=limit,
-        wide_from=choose_wide(narrow, served) if quiet else None,
+        wide_from=choose_wide(swept.narrow, wide) if quiet else None,
+        winograd_from=winograd_from,
     )
     return entry, quiet
 
@@ -169,17 +185,39 @@ class Bystanders:
         return time.perf_counter(), time.process_time(), seconds
 
 
-def sweep(backend: Backend, shape: Shape, budget_s: float) -> tuple[dict[int, float], dict[int, float]]:
-    """Seconds a batch by batch size: with a worker's share of the cores, and with all of them where there is a way.
+@dataclass(frozen=True)
+class Sweep:
+    """Seconds a batch by batch size: on a worker's share of the cores, on all of them, and there by Winograd's way.
+
+    A way that the backend has not is empty.
+    """
+
+    narrow: dict[int, float] = field(default_factory=dict)
+    wide: dict[int, float] = field(default_factory=dict)
+    winograd: dict[int, float] = field(default_factory=dict)
+
+    def served(self, winograd_from: int | None) -> dict[int, float]:
+        """What a batch takes on a worker's share of the cores, in whichever way it is run."""
+        if winograd_from is None:
+            return self.narrow
+        return {size: self.winograd[size] if size >= winograd_from else taken for size, taken in self.narrow.items()}
+
+
+def sweep(backend: Backend, shape: Shape, budget_s: float) -> Sweep:
+    """Every batch size in every way the backend has.
 
     The least of several rounds, for whatever else the machine does only ever adds. No batch is tried that would take
     longer than LONGEST_BATCH_S.
     """
     deadline = time.perf_counter() + budget_s
     sizes = _sizes(backend)
-    ways = (False, True) if backend.placement.wide_threads else (False,)
-    best: dict[bool, dict[int, float]] = {way: {} for way in ways}
-    wide_from, backend.wide_from = backend.wide_from, 1
+    swept = Sweep()
+    ways = [(Plan(), False, swept.narrow)]
+    if backend.placement.wide_threads:
+        ways.append((Plan(wide_from=1), True, swept.wide))
+    if backend.placement.winograd:
+        ways.append((Plan(winograd_from=1), False, swept.winograd))
+    plan = backend.plan
     try:
         if backend.device == "tensorrt":
             # It builds an engine for the sizes it has seen; so it builds two, not one a size.
@@ -187,19 +225,19 @@ def sweep(backend: Backend, shape: Shape, budget_s: float) -> tuple[dict[int, fl
         while True:
             for size in sizes:
                 batch = np.zeros((size, shape.height, shape.width, 3), np.uint8)
-                if not best[False].get(size):
-                    if _too_long(best[False], size):
-                        break
-                    # The first run of a shape allocates, and may compile.
-                    for way in ways:
-                        backend.forward(batch, alone=way)
-                for way in ways:
-                    seconds = _timed(backend, batch, alone=way)
-                    best[way][size] = min(seconds, best[way].get(size, seconds))
+                first = size not in swept.narrow
+                if first and _too_long(swept.narrow, size):
+                    break
+                for backend.plan, alone, best in ways:
+                    if first:
+                        # The first run of a shape allocates, and may compile.
+                        backend.forward(batch, alone=alone)
+                    seconds = _timed(backend, batch, alone=alone)
+                    best[size] = min(seconds, best.get(size, seconds))
             if time.perf_counter() > deadline:
-                return best[False], best.get(True, {})
+                return swept
     finally:
-        backend.wide_from = wide_from
+        backend.plan = plan
 
 
 def choose_limit(seconds: dict[int, float]) -> int:
@@ -225,6 +263,18 @@ def choose_wide(narrow: dict[int, float], wide: dict[int, float]) -> int | None:
             break
         found = size
     return found
+
+
+def choose_winograd(narrow: dict[int, float], winograd: dict[int, float]) -> int | None:
+    """The smallest batch from which on Winograd's convolutions are faster, between the sizes measured too; or None."""
+    sizes = sorted(winograd)
+    if not sizes or max(narrow[size] / winograd[size] for size in sizes) < WINOGRAD_GAIN:
+        return None
+    images = np.arange(1, sizes[-1] + 1)
+    times = (np.interp(images, sizes, [way[size] for size in sizes]) for way in (narrow, winograd))
+    slower = np.flatnonzero(np.less_equal(*times))
+    found = int(images[slower[-1]]) + 1 if len(slower) else 1
+    return found if found <= sizes[-1] else None
 
 
 def read(path: Path, model_sha256: str) -> Performance:
@@ -369,17 +419,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(entries: Sequence[Measured]) -> str:
-    """Images a second by backend, threads and batch size."""
+    """Images a second by backend, way and batch size; "limit" is the batch size chosen, "from" where a way begins."""
     sizes = sorted({size for entry in entries for size in (*entry.microseconds, *entry.wide_microseconds)})
-    head = ["images/s", "threads", *(f"batch {size}" for size in sizes), "limit", "all cores from"]
+    head = ["images/s", "threads", *(f"batch {size}" for size in sizes), "limit", "from"]
     rows = [head]
     for entry in entries:
         placement = entry.placement
         what = f"{placement.backend} {placement.device}"
-        chosen = [str(entry.max_batch_size), str(entry.wide_from or "never") if placement.wide_threads else "-"]
-        rows.append([what, str(placement.threads), *_rates(entry.microseconds, sizes), *chosen])
-        if entry.wide_microseconds:
-            rows.append([what, str(placement.wide_threads), *_rates(entry.wide_microseconds, sizes), "", ""])
+        rows.append([what, str(placement.threads), *_rates(entry.microseconds, sizes), str(entry.max_batch_size), ""])
+        for way, threads, microseconds, start in (
+            ("all cores", placement.wide_threads, entry.wide_microseconds, entry.wide_from),
+            ("Winograd", placement.threads, entry.winograd_microseconds, entry.winograd_from),
+        ):
+            if microseconds:
+                rows.append([way, str(threads), *_rates(microseconds, sizes), "", str(start or "never")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -392,7 +445,13 @@ def _installed(found: Bundle, settings: Settings) -> Iterator[Backend]:
     """Every backend of this machine, as the service would run it."""
     for load in (onnx.load, torchscript.load):
         try:
-            yield load(found.directory, settings.device, settings.thread_count, wide_threads=wide_threads(settings))
+            yield load(
+                found.directory,
+                settings.device,
+                settings.thread_count,
+                wide_threads=wide_threads(settings),
+                winograd=settings.winograd,
+            )
         except BackendError as error:
             print(f"not measured: {error}", file=sys.stderr)
 

@@ -86,8 +86,6 @@ def test_the_wide_way_exists_only_where_it_is_wider() -> None:
     """With no more threads than the narrow one it is not made, and nothing can ask for it."""
     backend = onnx.load(DIGITS, "cpu", 2, wide_threads=2)
     assert backend.placement.wide_threads == 0
-    backend.wide_from = 1
-    assert not backend.wide_from
 
 
 def test_a_cache_is_used_again_and_is_the_owners_alone(tmp_path: Path) -> None:
@@ -169,7 +167,7 @@ def test_without_room_for_a_temporary_file_the_bundle_is_run_as_it_is(
     with caplog.at_level(logging.WARNING):
         backend = onnx.load(DIGITS, "cpu", 1, wide_threads=2)
     assert "No space left" in caplog.text
-    assert backend.wide_from is None
+    assert backend.placement.wide_threads == 0
     assert_same(backend.forward(random_pixels(2), alone=True), reference(DIGITS, random_pixels(2)))
 
 

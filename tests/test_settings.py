@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "models": ("digits, cifar10,", ("digits", "cifar10")),
     "backend": ("torchscript", "torchscript"),
     "device": ("cuda", "cuda"),
+    "winograd": ("false", False),
     "workers": ("3", 3),
     "threads": ("4", 4),
     "max_batch_size": ("8", 8),

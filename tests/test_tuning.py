@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import bundle, registry, tuning
-from service.backends import Outputs, Placement, onnx
+from service.backends import Outputs, Placement, Plan, onnx
 from service.board import Board
 from service.bundle import Bundle
 from service.images import Pixels
@@ -30,19 +31,22 @@ Seconds = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16, 32]), st.floats(1e-6,
 
 
 class Network:
-    """Takes `fixed` seconds a batch and `each` an image, half as long with all cores."""
+    """Takes `fixed` seconds a batch and `each` an image; half as long with all cores; by Winograd as for 4.5."""
 
     device = "cpu"
-    placement = PLACEMENT
-    wide_from: int | None = 1
 
-    def __init__(self, fixed: float = 0.0, each: float = 0.0) -> None:
+    def __init__(self, fixed: float = 0.0, each: float = 0.0, winograd: bool = False) -> None:
         self.fixed, self.each = fixed, each
+        self.placement = replace(PLACEMENT, winograd="a library" if winograd else "")
+        self.plan = Plan(wide_from=1)
         self.sizes: list[int] = []
+        self.plans_seen: set[Plan] = set()
 
     def forward(self, pixels: Pixels, *, alone: bool = False) -> Outputs:
         self.sizes.append(len(pixels))
-        time.sleep((self.fixed + self.each * len(pixels)) / (2 if alone else 1))
+        self.plans_seen.add(self.plan)
+        images = 4.5 if self.placement.winograd and self.plan.winograd_from else len(pixels)
+        time.sleep((self.fixed + self.each * images) / (2 if alone else 1))
         column = np.zeros(len(pixels), np.float32)
         return Outputs(column[:, None], column[:, None], column[:, None] > 0, column, column > 0)
 
@@ -86,18 +90,52 @@ def test_all_cores_are_left_alone_by_small_batches() -> None:
 def test_a_sweep_tries_no_batch_that_takes_too_long() -> None:
     """A slow network is measured at the sizes it could be served at, and its way with all cores too."""
     network = Network(each=0.012)
-    narrow, wide = tuning.sweep(network, tuning.Shape(2, 2), 0.01)
-    assert set(narrow) == set(wide) == set(network.sizes) == {1, 2, 4}
-    assert all(wide[size] < narrow[size] for size in narrow)
-    assert network.wide_from == 1
+    swept = tuning.sweep(network, tuning.Shape(2, 2), 0.01)
+    assert set(swept.narrow) == set(swept.wide) == set(network.sizes) == {1, 2, 4}
+    assert all(swept.wide[size] < swept.narrow[size] for size in swept.narrow)
+    assert not swept.winograd
+    assert network.plan.wide_from == 1
 
 
 def test_a_fixed_cost_asks_for_larger_batches() -> None:
     """2 ms a batch and 20 µs an image: the more the better; nothing but images: one will do."""
-    large, _ = tuning.sweep(Network(fixed=0.002, each=0.00002), tuning.Shape(2, 2), 0.05)
-    assert tuning.choose_limit(large) == 32
-    small, _ = tuning.sweep(Network(each=0.04), tuning.Shape(2, 2), 0.05)
-    assert tuning.choose_limit(small) == 1
+    large = tuning.sweep(Network(fixed=0.002, each=0.00002), tuning.Shape(2, 2), 0.05)
+    assert tuning.choose_limit(large.narrow) == 32
+    small = tuning.sweep(Network(each=0.04), tuning.Shape(2, 2), 0.05)
+    assert tuning.choose_limit(small.narrow) == 1
+
+
+@given(
+    fixed=st.floats(0, 10),
+    gain=st.floats(0.5, 3),
+    extra=st.floats(0, 30),
+    largest=st.sampled_from([1, 2, 4, 8, 16, 32]),
+)
+def test_winograd_begins_where_it_is_faster(fixed: float, gain: float, extra: float, largest: int) -> None:
+    """From that batch on and at no smaller one, whether measured or between those measured; or nowhere."""
+    sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= largest]
+    narrow = {size: fixed + size for size in sizes}
+    winograd = {size: fixed + extra + size / gain for size in sizes}
+    found = tuning.choose_winograd(narrow, winograd)
+    worth_it = any(narrow[size] >= winograd[size] * tuning.WINOGRAD_GAIN for size in sizes)
+    faster = [size for size in range(1, largest + 1) if extra + size / gain < size - 1e-9]
+    if found is None:
+        assert not (worth_it and faster)
+    else:
+        assert worth_it
+        assert set(faster) <= set(range(found, largest + 1)) <= {*faster, found}
+    assert tuning.choose_winograd(narrow, {}) is None
+
+
+def test_a_batch_is_measured_in_each_way_it_can_be_run(copied: Bundle) -> None:
+    """The limit follows from the way that a batch of a size is really run in; a lone image still takes all cores."""
+    network = Network(each=0.001, winograd=True)
+    entry, quiet = tuning.measure(network, copied, 0.01)
+    assert network.plans_seen >= {Plan(), Plan(wide_from=1), Plan(winograd_from=1)}
+    assert set(entry.microseconds) == set(entry.winograd_microseconds) == set(entry.wide_microseconds)
+    assert entry.winograd_from == 5
+    assert network.plan == Plan(wide_from=1)
+    assert entry.wide_from in ((1, 2) if quiet else (None,))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -174,7 +212,7 @@ def test_a_bundle_with_measurements_is_served_without_measuring(copied: Bundle) 
     network = Network()
     assert tuning.tuned(bundle.load(copied.directory), network) == ENTRY
     assert network.sizes == []
-    assert network.wide_from == 8
+    assert network.plan.wide_from == 8
 
 
 def test_the_cache_remembers_and_the_bundle_is_left_alone(

@@ -52,8 +52,8 @@ OUTPUTS = tuple(field.name for field in fields(Outputs))
 class Placement:
     """What a backend's speed depends on besides the model: two equal ones run at the same speed.
 
-    `hardware` names the processor or GPU, `runtime` the library and its version; `wide_threads` is 0 where there is
-    no second way to run.
+    `hardware` names the processor or GPU, `runtime` the library and its version; `wide_threads` is 0 and `winograd`,
+    the library and its version, empty where there is no such way to run.
     """
 
     backend: str
@@ -62,18 +62,31 @@ class Placement:
     runtime: str
     threads: int
     wide_threads: int
+    winograd: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From how many images on a batch is run in another way than usual; None for never, and where there is no such way.
+
+    The usual way is on a worker's share of the cores. The wide one takes all of them, when nobody else needs them. From
+    `winograd_from` images on, Winograd's convolutions are used (`service.backends.mnn`), whoever else is there.
+    """
+
+    wide_from: int | None = None
+    winograd_from: int | None = None
 
 
 class Backend(Protocol):
     """`forward` takes (N, H, W, 3) uint8 and is called from one thread at a time; `device` says where it runs.
 
-    `alone` says that nobody else needs the cores now: from `wide_from` images on, the backend then takes all of them,
-    and never where that is None. The answers are the same up to float noise.
+    `alone` says that nobody else needs the cores now. However `plan` has it run, the answers are the same up to float
+    noise.
     """
 
     device: str
     placement: Placement
-    wide_from: int | None
+    plan: Plan
 
     def forward(self, pixels: Pixels, *, alone: bool = False) -> Outputs: ...
 
@@ -81,9 +94,16 @@ class Backend(Protocol):
 class Load(Protocol):
     """The bundle in `directory`, ready to run on `threads` CPU threads, or on `wide_threads` when alone.
 
-    `cache` keeps what is compiled for this machine. Raises BackendError.
+    `winograd` allows Winograd's convolutions; `cache` keeps what is compiled for this machine. Raises BackendError.
     """
 
     def __call__(
-        self, directory: Path, device: Device, threads: int, *, wide_threads: int = 0, cache: Path | None = None
+        self,
+        directory: Path,
+        device: Device,
+        threads: int,
+        *,
+        wide_threads: int = 0,
+        winograd: bool = False,
+        cache: Path | None = None,
     ) -> Backend: ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.backends import OUTPUTS, Device, Outputs, Placement
+from service.backends import OUTPUTS, Device, Outputs, Placement, Plan
 from service.backends.buckets import Buckets
 from service.backends.processor import gpu_name
 from service.errors import BackendError
@@ -29,7 +29,7 @@ Provider = tuple[str, dict[str, str]]
 class GpuBackend:
     """A session on one GPU. Its launches cost more than its arithmetic, so they are recorded once for each bucket."""
 
-    wide_from: int | None = None
+    plan = Plan()
 
     def __init__(self, model: Path, device: Device, cache: Path | None = None) -> None:
         import onnxruntime as ort

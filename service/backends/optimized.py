@@ -5,20 +5,17 @@ session. Two cores of an AMD EPYC (Zen 4), ONNX Runtime 1.32, cifar10 (7.9 MB): 
 and holds 1 instead of 27 MiB of its own; the weights are one mapping, shared by sessions and by processes.
 
 <cache>/onnx/<key>/graph.onnx, weights.bin and, vouching for both, digests.json. The key names the bundle's model.onnx,
-whose own digest the manifest vouches for, the runtime and the processor. A cache that is damaged or that others may
-write to is not used.
+whose own digest the manifest vouches for, the runtime and the processor.
 """
 
 import hashlib
 import json
 import logging
-import os
-import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.backends.external_data import external_tensors
+from service.backends.kept import DamagedError, check_owner, kept, key_of
 from service.backends.processor import processor
 from service.bundle import digest
 
@@ -36,10 +34,6 @@ GRAPH, WEIGHTS, DIGESTS = "graph.onnx", "weights.bin", "digests.json"
 FORMAT = 1
 # Smaller weights stay in the graph: each external one is a line of bookkeeping.
 SMALLEST_EXTERNAL_BYTES = 1024
-
-
-class DamagedError(Exception):
-    """What lies in the cache is not what was written there, or not safe to use."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +51,8 @@ def optimized(model: Path, cache: Path | None) -> Iterator[OptimizedGraph]:
     Raises OSError where there is no room even for a temporary file, DamagedError, or what ONNX Runtime raises.
     """
     if cache is not None:
-        kept = cache / "onnx" / _key(model)
         try:
-            found = _kept(model, kept)
+            found = kept(cache / "onnx" / _key(model), read, partial(_write, model))
         except (OSError, DamagedError) as error:
             logger.warning("no graphs are kept in %s: %s", cache, error)
         else:
@@ -69,35 +62,6 @@ def optimized(model: Path, cache: Path | None) -> Iterator[OptimizedGraph]:
         _write(model, Path(folder))
         # The mapping outlives the file's name.
         yield read(Path(folder))
-
-
-def _kept(model: Path, kept: Path) -> OptimizedGraph:
-    try:
-        return read(kept)
-    except FileNotFoundError:
-        pass
-    except DamagedError as error:
-        logger.warning("%s is made again: %s", kept, error)
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=kept.parent))
-    try:
-        _write(model, made)
-        _replace(made, kept)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return read(kept)
-
-
-def _replace(made: Path, kept: Path) -> None:
-    try:
-        made.rename(kept)
-    except OSError:
-        # Another process was faster, or what is there is damaged.
-        try:
-            read(kept)
-        except (DamagedError, FileNotFoundError):
-            shutil.rmtree(kept, ignore_errors=True)
-            made.rename(kept)
 
 
 def _write(model: Path, folder: Path) -> None:
@@ -119,7 +83,7 @@ def _write(model: Path, folder: Path) -> None:
 
 def read(folder: Path) -> OptimizedGraph:
     """Raises FileNotFoundError where there is nothing, DamagedError where it cannot be used."""
-    _check_owner(folder)
+    check_owner(folder)
     try:
         expected: dict[str, Any] = json.loads((folder / DIGESTS).read_text())
         if digest(folder / GRAPH) != expected[GRAPH]:
@@ -139,19 +103,8 @@ def read(folder: Path) -> OptimizedGraph:
         raise DamagedError(f"it cannot be read ({error!r})") from error
 
 
-def _check_owner(folder: Path) -> None:
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise DamagedError("others may write to it")
-
-
 def _key(model: Path) -> str:
     import onnxruntime as ort
 
-    parts = (str(FORMAT), digest(model), ort.__version__, ort.get_build_info(), *_processor())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _processor() -> tuple[str, str]:
-    found = processor()
-    return found.name, found.features
+    runs_on = processor()
+    return key_of(str(FORMAT), digest(model), ort.__version__, ort.get_build_info(), runs_on.name, runs_on.features)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.backends import OUTPUTS, Backend, Device, Outputs, Placement
+from service.backends import OUTPUTS, Backend, Device, Outputs, Placement, Plan
 from service.backends.buckets import Buckets
 from service.backends.processor import processor
 from service.errors import BackendError
@@ -41,11 +41,12 @@ class TorchScriptBackend:
         self.placement = Placement(
             "torchscript", "cpu", processor().name, f"torch {torch.__version__}", threads, wide_threads
         )
-        self.wide_from: int | None = 1 if wide_threads else None
+        self.plan = Plan(wide_from=1)
 
     def forward(self, pixels: Pixels, *, alone: bool = False) -> Outputs:
         torch = self._torch
-        wide = alone and self._wide_threads and self.wide_from is not None and len(pixels) >= self.wide_from
+        wide_from = self.plan.wide_from
+        wide = alone and self._wide_threads and wide_from is not None and len(pixels) >= wide_from
         wanted = self._wide_threads if wide else self._threads
         # The setting is the whole process's, so another model may have changed it.
         if torch.get_num_threads() != wanted:
@@ -63,7 +64,7 @@ class TorchScriptGpuBackend:
     """The same on a GPU, recorded as a CUDA graph for each batch bucket. Measured on no GPU so far."""
 
     device = "cuda"
-    wide_from: int | None = None
+    plan = Plan()
 
     def __init__(self, path: Path) -> None:
         import torch
@@ -123,7 +124,15 @@ def deprecation_known() -> Iterator[None]:
         yield
 
 
-def load(directory: Path, device: Device, threads: int, *, wide_threads: int = 0, cache: Path | None = None) -> Backend:
+def load(
+    directory: Path,
+    device: Device,
+    threads: int,
+    *,
+    wide_threads: int = 0,
+    winograd: bool = False,
+    cache: Path | None = None,
+) -> Backend:
     """The bundle in `directory`, ready to run on `threads` CPU threads, or on `wide_threads` when alone.
 
     Raises BackendError.
@@ -147,6 +156,8 @@ def load(directory: Path, device: Device, threads: int, *, wide_threads: int = 0
 def _load_module(path: Path, device: str) -> "torch.jit.ScriptModule":
     import torch
 
+    if not path.is_file():
+        raise BackendError(f"There is no {path}: this bundle has no TorchScript form; set TRUEODDS_BACKEND=onnx.")
     with deprecation_known():
         module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
     return module.eval()

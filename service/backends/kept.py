@@ -1,0 +1,65 @@
+"""Folders of a cache: each made whole or not at all, and used only where it is undamaged and its owner's alone."""
+
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+logger = logging.getLogger("trueodds")
+
+Content = TypeVar("Content")
+
+
+class DamagedError(Exception):
+    """What lies in the cache is not what was written there, or not safe to use."""
+
+
+def key_of(*parts: str) -> str:
+    """A folder's name for all that its content depends on."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def kept(folder: Path, read: Callable[[Path], Content], write: Callable[[Path], None]) -> Content:
+    """What `read` finds in `folder`; where there is nothing or it is damaged, `write` makes it first.
+
+    `read` raises FileNotFoundError where there is nothing and DamagedError where it cannot be used. Raises OSError,
+    DamagedError, or what `write` raises.
+    """
+    try:
+        return read(folder)
+    except FileNotFoundError:
+        pass
+    except DamagedError as error:
+        logger.warning("%s is made again: %s", folder, error)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        write(made)
+        _replace(folder, made, read)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return read(folder)
+
+
+def check_owner(folder: Path) -> None:
+    """Raises FileNotFoundError where there is nothing, DamagedError where others may write."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DamagedError("others may write to it")
+
+
+def _replace(folder: Path, made: Path, read: Callable[[Path], object]) -> None:
+    try:
+        made.rename(folder)
+    except OSError:
+        # Another process was faster, or what is there is damaged.
+        try:
+            read(folder)
+        except (DamagedError, FileNotFoundError):
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)

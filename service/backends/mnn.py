@@ -1,0 +1,226 @@
+"""MNN: Winograd's convolutions, for larger batches on the CPU.
+
+ONNX Runtime convolves directly and comes within a tenth of what the processor can multiply; beyond that one can only
+multiply less (Lavin and Gray 2015, https://arxiv.org/abs/1509.09308). The weights, transformed, are several times as
+large, so that one image alone is better off without. Milliseconds an image of a residual network of 53 million
+multiplications, on one core of an AMD EPYC (Zen 4), ONNX Runtime 1.32 and MNN 3.6:
+
+    images at once     1     4     8    16    32
+    ONNX Runtime    0.92  0.96  0.92  0.91  0.90
+    MNN             1.11  0.64  0.55  0.44  0.48
+
+It is not taken on trust. Its converter replaces some operators by approximations (GELU) and gives others another
+shape, so a converted network is served only if all its outputs agree with ONNX Runtime's, and the verdict is kept:
+<cache>/mnn/<key>/graph.mnn and verdict.json. Of its Python package `MNN.tools` is never imported: that installs
+another package and calls the maker.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.backends import OUTPUTS, Outputs
+from service.backends.agreement import disagreement
+from service.backends.kept import DamagedError, check_owner, kept, key_of
+from service.backends.processor import processor
+from service.bundle import digest
+from service.errors import BackendError
+from service.images import Pixels
+
+logger = logging.getLogger("trueodds")
+
+GRAPH, VERDICT = "graph.mnn", "verdict.json"
+# Changes when what is written here, or how it is judged, changes.
+FORMAT = 1
+# Odd ones too: another algorithm may be chosen for each.
+SIZES_COMPARED = (1, 2, 3, 5, 8, 16, 32)
+CONVERT = (
+    "import sys, _tools;"
+    "_tools.mnnconvert(['mnnconvert', '-f', 'ONNX', '--modelFile', sys.argv[1], '--MNNModel', sys.argv[2],"
+    " '--bizCode', 'trueodds'])"
+)
+CONVERSION_TIMEOUT_S = 120
+
+Forward = Callable[[Pixels], Outputs]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`refused` says why a network is not to be run here; None where it may be, and then its file has this SHA-256."""
+
+    sha256: str | None
+    refused: str | None
+
+
+class MnnNetwork:
+    """A converted network on so many threads, loaded at its first run: most processes may never need it."""
+
+    def __init__(self, graph: Path, threads: int) -> None:
+        self._graph = graph
+        self._threads = threads
+        self._module: Any = None
+        self._expr: Any = None
+
+    def load(self) -> None:
+        with _silenced():
+            import MNN.expr
+            import MNN.nn
+
+            config = {"backend": 0, "numThread": self._threads, "precision": "high"}
+            manager = MNN.nn.create_runtime_manager((config,))
+            self._module = MNN.nn.load_module_from_file(
+                str(self._graph), ["pixels"], list(OUTPUTS), runtime_manager=manager
+            )
+        self._expr = MNN.expr
+
+    def forward(self, pixels: Pixels) -> Outputs:
+        """(N, H, W, 3) uint8 → the answers. Raises BackendError."""
+        if self._module is None:
+            self.load()
+        # "NCHW" means that the dimensions stay in the order in which they are given.
+        given = self._expr.const(pixels, list(pixels.shape), self._expr.NCHW, self._expr.uint8)
+        answers = self._module.forward([given])
+        if len(answers) != len(OUTPUTS):
+            raise BackendError(f"MNN gave no answer for {len(pixels)} images.")
+        # What is read is memory of the network's, which its next run overwrites; flags are int32.
+        logits, probabilities, prediction_set, energy, is_ood = (answer.read() for answer in answers)
+        return Outputs(
+            logits.copy(), probabilities.copy(), prediction_set.astype(np.bool_), energy.copy(), is_ood.astype(np.bool_)
+        )
+
+
+def runtime() -> str | None:
+    """The library and its version; None where it is not installed."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return f"mnn {importlib.metadata.version('mnn')}"
+    return None
+
+
+def load(model: Path, threads: int, expected: Forward, shape: tuple[int, int], cache: Path | None) -> MnnNetwork:
+    """`model`, an ONNX file, converted: from the cache, else made now, and kept there if that is possible.
+
+    `expected` is how ONNX Runtime answers to images of `shape`, height and width. Raises BackendError where MNN is
+    not installed or answers differently.
+    """
+    library = runtime()
+    if library is None:
+        raise BackendError("MNN is not installed.")
+    write = partial(_write, model, expected, shape)
+    if cache is not None:
+        runs_on = processor()
+        folder = cache / "mnn" / key_of(str(FORMAT), digest(model), library, runs_on.name, runs_on.features)
+        try:
+            verdict = kept(folder, read, write)
+        except (OSError, DamagedError) as error:
+            logger.warning("no converted networks are kept in %s: %s", cache, error)
+        else:
+            return _network(folder, verdict, threads)
+    try:
+        with tempfile.TemporaryDirectory(prefix="trueodds-") as name:
+            write(Path(name))
+            network = _network(Path(name), read(Path(name)), threads)
+            # The file does not outlive this.
+            network.load()
+            return network
+    except (OSError, DamagedError) as error:
+        raise BackendError(f"there is no room to convert a network: {error}") from error
+
+
+def read(folder: Path) -> Verdict:
+    """Raises FileNotFoundError where there is nothing, DamagedError where it cannot be used."""
+    check_owner(folder)
+    try:
+        verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
+        if verdict.refused is None and digest(folder / GRAPH) != verdict.sha256:
+            raise DamagedError(f"{GRAPH} has changed")
+    except (ValueError, TypeError, OSError) as error:
+        raise DamagedError(f"it cannot be read ({error!r})") from error
+    return verdict
+
+
+def _network(folder: Path, verdict: Verdict, threads: int) -> MnnNetwork:
+    if verdict.refused is not None:
+        raise BackendError(f"MNN does not run this network: {verdict.refused}.")
+    return MnnNetwork(folder / GRAPH, threads)
+
+
+def _write(model: Path, expected: Forward, shape: tuple[int, int], folder: Path) -> None:
+    graph = folder / GRAPH
+    refused = _convert(model, graph) or _disagreement(MnnNetwork(graph, 1), expected, shape)
+    verdict = Verdict(None if refused else digest(graph), refused)
+    if refused:
+        graph.unlink(missing_ok=True)
+    (folder / VERDICT).write_text(json.dumps(asdict(verdict)))
+
+
+def _convert(model: Path, graph: Path) -> str | None:
+    """Why it cannot be converted. In a process of its own, which may print, and crash."""
+    command = [sys.executable, "-c", CONVERT, str(model), str(graph)]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=CONVERSION_TIMEOUT_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return f"it is not converted within {CONVERSION_TIMEOUT_S} s"
+    if result.returncode or not graph.is_file():
+        return f"it cannot be converted (exit status {result.returncode})"
+    return None
+
+
+def _disagreement(network: MnnNetwork, expected: Forward, shape: tuple[int, int]) -> str | None:
+    try:
+        for size in SIZES_COMPARED:
+            pixels = _pictures(size, shape)
+            with _silenced():
+                answers = network.forward(pixels)
+            if found := disagreement(answers, expected(pixels)):
+                return f"for {size} images at once, {found}"
+    except BackendError as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def _pictures(count: int, shape: tuple[int, int]) -> Pixels:
+    """(count, height, width, 3): from flat to noisy, dark to light."""
+    generator = np.random.default_rng(count)
+    levels = generator.uniform(0, 255, (count, 1, 1, 3))
+    slopes = generator.normal(0, 64, (2, count, 1, 1, 3))
+    contrast = generator.uniform(0, 96, (count, 1, 1, 1))
+    height, width = (np.linspace(-1, 1, length) for length in shape)
+    smooth = levels + slopes[0] * height[:, None, None] + slopes[1] * width[:, None]
+    noise = generator.normal(0, 1, (count, *shape, 3)) * contrast
+    pixels: Pixels = np.clip(smooth + noise, 0, 255).astype(np.uint8)
+    return pixels
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """MNN tells of itself on standard output, where the access log goes."""
+    try:
+        saved = os.dup(1)
+    except OSError:
+        # Standard output is closed.
+        yield
+        return
+    # C's buffer, which it would empty later.
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
