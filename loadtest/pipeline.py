@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from service import bundle, images, registry, tensors
@@ -25,6 +24,7 @@ from service.classifier import Classifier
 from service.http import Front
 from service.images import Header, Pixels
 from service.metrics import Metrics
+from service.raster import Picture
 from service.registry import ServedModel
 from service.settings import Settings, available_cores
 from service.turns import SECONDS_ON_LOOP, Turns
@@ -76,10 +76,10 @@ class Pipeline:
     def header(self, file: bytes) -> Header:
         return images.read_header(file, self.settings.max_pixels)
 
-    def decoded(self, header: Header) -> Image.Image:
+    def decoded(self, header: Header) -> Picture:
         return images.decode(header)
 
-    def pixels(self, picture: Image.Image) -> Pixels:
+    def pixels(self, picture: Picture) -> Pixels:
         return images.to_pixels(picture, self.model.bundle.manifest.input)
 
     def infer(self, pixels: Pixels, alone: bool = False) -> Outputs:

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
+from service.digits import _any_ink, _clean_ink
 from service.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
 from service.images import InputSpec, Pixels, decode, of_array, read_header, to_pixels
+from service.raster import Raster, image_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MAX_PIXELS = 1_000_000
@@ -32,11 +34,11 @@ def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
 
 
 def picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    return decode(read_header(data, max_pixels))
+    return image_of(decode(read_header(data, max_pixels)))
 
 
 def pixels(data: bytes, spec: InputSpec) -> Pixels:
-    return to_pixels(picture(data), spec)
+    return to_pixels(decode(read_header(data, MAX_PIXELS)), spec)
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
@@ -416,6 +418,34 @@ def test_plain_pngs_are_read_as_pillow_reads_them(mode: str, size: tuple[int, in
             assert picture(data).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_what_makes_no_picture_of_a_png_is_passed_over(mode: str) -> None:
+    """Comments and bytes after the end change nothing. Needed are an end mark, the header's checksum and pixels."""
+    image = photograph().convert(mode)
+    plain = png_of(image, zlib.compress(filtered(image)))
+    header, rest = plain[:33], plain[33:]
+    for data in (
+        header + chunk(b"tEXt", b"a\0b") + rest,
+        plain + b"more",
+        plain + plain,
+        plain[:-12] + chunk(b"IEND", b"x"),
+    ):
+        assert picture(data).tobytes() == picture(plain).tobytes()
+    for data in (plain[:-1], plain[:29] + bytes(4) + rest, plain.replace(b"IDAT", b"tEXt")):
+        with pytest.raises(UndecodableImage):
+            picture(data)
+
+
+@KINDS
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (50, 40), (900, 3)])
+def test_raster_gives_the_image_s_pixels(size: tuple[int, int], mode: str, spec: InputSpec) -> None:
+    """It does not matter whether a picture is Pillow's or plain bytes."""
+    for content in (photograph(), digit(), ImageOps.invert(digit())):
+        image = content.resize(size).convert(mode)
+        assert (to_pixels(Raster.of(image), spec) == to_pixels(image, spec)).all()
+
+
 # Stored so that the viewer's turn, by the EXIF standard's table, makes it upright.
 STORED = {
     1: None,
@@ -575,6 +605,52 @@ def test_inverse_of_any_drawing(data: st.DataObject, paper: int, ink: int) -> No
     line = data.draw(st.lists(st.tuples(st.integers(4, 35), st.integers(4, 31)), min_size=2, max_size=5))
     ImageDraw.Draw(drawing).line(line, fill=ink, width=data.draw(st.integers(1, 4)))
     assert (to_pixels(ImageOps.invert(drawing), DIGIT) == to_pixels(drawing, DIGIT)).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), paper=st.sampled_from([0, 255, 1, 254]))
+def test_ink_of_clean_drawings_is_that_of_any(data: st.DataObject, paper: int) -> None:
+    """What the short way finds, the long one finds."""
+    width, height = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    points = st.tuples(st.integers(0, width - 1), st.integers(0, height - 1))
+    levels = st.sampled_from([0, 63, 64, 191, 192, 255]) | st.integers(0, 255)
+    drawing = Image.new("L", (width, height), paper)
+    for level in data.draw(st.lists(levels, max_size=3)):
+        line = data.draw(st.lists(points, min_size=1, max_size=4))
+        ImageDraw.Draw(drawing).line(line, fill=level, width=data.draw(st.integers(1, 6)))
+    for dot, level in data.draw(st.lists(st.tuples(points, levels), max_size=5)):
+        drawing.putpixel(dot, level)
+    grey = Raster.of(drawing)
+    clean, found = _clean_ink(grey), _any_ink(grey)
+    if clean is not None:
+        assert found is not None
+        assert np.array_equal(clean[0], found[0])
+        assert clean[1] == found[1]
+
+
+def test_clean_drawings_are_inked_up_to_half() -> None:
+    """Half of the picture may be ink, and the least of it is of level 64."""
+    drawing = Image.new("L", (10, 10))
+    drawing.paste(255, (2, 3, 8, 9))
+    drawing.paste(64, (1, 1, 8, 3))
+    assert Raster.of(drawing).pixels.count(0) == 50
+    found = _clean_ink(Raster.of(drawing))
+    assert found is not None
+    assert found[1] == (1, 9, 1, 8)
+    drawing.putpixel((8, 1), 63)
+    assert _clean_ink(Raster.of(drawing)) is not None
+    drawing.putpixel((8, 1), 64)
+    assert _clean_ink(Raster.of(drawing)) is None
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_clean_drawings_go_the_short_way(invert: bool) -> None:
+    """MNIST's digits do, white on black as well as black on white; faint, bold, large and blank pictures do not."""
+    clean = ImageOps.invert(digit()) if invert else digit()
+    assert _clean_ink(Raster.of(clean)) is not None
+    bold = ImageOps.expand(Image.new("L", (26, 26), 0 if invert else 255), 1, 255 if invert else 0)
+    for other in (clean.point(lambda level: 40 + level // 2), bold, clean.resize((65, 65)), Image.new("L", (28, 28))):
+        assert _clean_ink(Raster.of(other)) is None
 
 
 @pytest.mark.parametrize("side", [60, 280, 1500])
