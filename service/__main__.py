@@ -5,57 +5,75 @@ What would keep it from starting is found first and told in one line.
 
 import argparse
 import os
+import shutil
 import socket
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from service import bundle, registry
 from service.errors import StartupError
-from service.settings import Settings
+from service.supervisor import Supervisor, start_worker
 
 PROJECT = Path(__file__).parent.parent
+# Connections that may wait for a worker to accept them, as far as the system allows.
+BACKLOG = 2048
+# What BentoML can be configured by beyond this service's settings: TLS, for one.
+BENTOML_CONFIGURATION = ("BENTOML_CONFIG", "BENTOML_CONFIG_OPTIONS")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 1 where the service cannot start; otherwise the service takes the place of this process."""
+    """Serve until a signal comes. Returns 1 where the service cannot start."""
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=3000, help="port to listen on (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
-        check(Settings.from_environment(), arguments.host, arguments.port)
+        with listen(arguments.host, arguments.port) as listening:
+            if not any(os.environ.get(name) for name in BENTOML_CONFIGURATION):
+                return supervise(listening)
+        _serve_by_bentoml(arguments.host, arguments.port)
     except StartupError as error:
         print(f"trueodds: {error}", file=sys.stderr)
         return 1
-    # In place of this process, which so leaves nothing in memory.
-    command = ["bentoml", "serve", str(PROJECT), "--host", arguments.host, "--port", str(arguments.port)]
-    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  no shell is wanted
 
 
-def check(settings: Settings, host: str, port: int) -> None:
-    """Raise StartupError for whatever would keep the workers from starting."""
-    bundles = bundle.discover(settings.bundles, settings.models)
-    if (settings.backend, settings.device) != ("onnx", "auto"):
-        # The default runs anywhere; another choice may not be there.
-        found = next(iter(bundles.values()))
-        registry.BACKENDS[settings.backend](found.directory, settings.device, 1)
-    _check_free(host, port)
-    if not settings.compiled.is_dir():
-        # The first start on this machine. In this process, which ends, so that no worker keeps the memory it takes.
-        registry.prepare(settings, settings.compiled)
-
-
-def _check_free(host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept from. Raises StartupError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the server will: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise StartupError(
-                f"cannot listen on {host}:{port} ({error}); choose another with --host, --port."
-            ) from error
+    listening = socket.socket(family)
+    # A port in TIME_WAIT is free.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise StartupError(f"cannot listen on {host}:{port} ({error}); choose another with --host, --port.") from error
+    return listening
+
+
+def supervise(listening: socket.socket) -> int:
+    """Run workers that accept from `listening`, until a signal comes. Returns 1 where they cannot start."""
+    listening.set_inheritable(True)
+    # What the workers of this instance share: see service.metrics and service.board.
+    folder = tempfile.mkdtemp(prefix="trueodds-workers-")
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": folder}
+    try:
+        return Supervisor(listening, partial(start_worker, listening=listening.fileno(), environment=environment)).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve_by_bentoml(host: str, port: int) -> NoReturn:
+    """BentoML's own launcher and workers in place of this process. Raises StartupError."""
+    from service.launch import check
+    from service.settings import Settings
+
+    check(Settings.from_environment())
+    command = ["bentoml", "serve", str(PROJECT), "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  no shell is wanted
 
 
 if __name__ == "__main__":

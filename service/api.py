@@ -1,6 +1,5 @@
-"""The BentoML service: what `bentoml serve` and `bentoml build` find."""
+"""The BentoML service: what `bentoml serve` and `bentoml build` find, and what BentoML's clients meet."""
 
-import sys
 from typing import Any
 
 import bentoml
@@ -8,42 +7,28 @@ import numpy as np
 import orjson
 from bentoml.exceptions import InvalidArgument, NotFound, ServiceUnavailable
 
-from service import VERSION, bundle, images, registry
-from service.access_log import AccessLog
+from service import bundle, images
 from service.answers import Options
-from service.bentoml_seam import BENTOML_PATHS, fronted_service, metrics_folder, worker_number
-from service.board import Board
-from service.cache import AnswerCache
-from service.classifier import Classifier
+from service.bentoml_seam import fronted_service, metrics_folder, worker_number
 from service.errors import Problem, UndecodableImage
-from service.http import Front
-from service.metrics import Metrics
-from service.openapi import document
 from service.requests import check_top_k, new_request_id
-from service.server import Server
-from service.settings import Settings, available_cores
+from service.settings import Settings
+from service.worker import PIXELS_ROUTE, Worker
 
-SETTINGS = Settings.from_environment()
-METRICS_FOLDER = metrics_folder()
-BOARD = Board(METRICS_FOLDER and METRICS_FOLDER / "workers.board", worker_number())
-PIXELS_ROUTE = "/classify_pixels"
+WORKER = Worker.of_this_process or Worker(Settings.from_environment(), metrics_folder(), worker_number())
+SETTINGS = WORKER.settings
 # Every other problem is the client's argument.
 BENTOML_ERRORS = {404: NotFound, 503: ServiceUnavailable}
 
 
 class Api:
-    """One worker: every model loaded and warm, and the API route of BentoML's Python client.
+    """The API route of BentoML's Python client.
 
     No route of BentoML's takes a file or an image: BentoML would fetch what looks like a URL in it.
     """
 
     def __init__(self) -> None:
-        self.metrics = Metrics(METRICS_FOLDER)
-        self.log = AccessLog(sys.stderr, SETTINGS.access_log_sample)
-        models = registry.load(SETTINGS, BOARD, self.metrics.batch, cache=SETTINGS.compiled)
-        self.metrics.served(models)
-        cache = AnswerCache(SETTINGS.cache_bytes)
-        self.classifier = Classifier(models, SETTINGS.max_pixels, available_cores(), cache, self.metrics.cached)
+        self.classifier = WORKER.models().classifier
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -68,15 +53,10 @@ class Api:
         results = [orjson.loads(served.answers.encode(row, options, new_request_id())) for row in rows]
         return {"results": results} if several else results[0]
 
-    def close(self) -> None:
-        self.classifier.close()
-        self.log.close()
-
 
 TrueOdds = fronted_service(
-    Front(BENTOML_PATHS | {PIXELS_ROUTE}, SETTINGS, document(VERSION)),
+    WORKER,
     Api,
-    serve=lambda config: Server(config, SETTINGS.deadlines, BOARD),
     name="trueodds",
     config={
         "workers": SETTINGS.worker_count,

@@ -128,6 +128,8 @@ class Server(uvicorn.Server):
     """uvicorn's start, signals and end around our listener and protocol."""
 
     def __init__(self, config: uvicorn.Config, deadlines: Deadlines, board: Board) -> None:
+        # In place of protocols that uvicorn would import for nothing.
+        config.http, config.ws = Connection, "none"
         super().__init__(config)
         self._board = board
         self._deadlines = deadlines

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +49,16 @@ def environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def serving(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Start the service as `make serve` does, wait until it is ready, and stop it."""
+def serving(
+    home: Path, settings: Mapping[str, str] | None = None, launcher: Sequence[str] = ("service",)
+) -> Iterator[Server]:
+    """Start the service as `make serve` does, or by another module, wait until it is ready, and stop it."""
     port = free_port()
     home.mkdir(parents=True, exist_ok=True)
     log = home / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "--port", str(port)],
+            [sys.executable, "-m", *launcher, "--port", str(port)],
             cwd=ROOT,
             env=environment(home, settings or {}),
             stdout=output,

@@ -1,33 +1,36 @@
-"""What the seam relies on in BentoML; these fail when a new BentoML builds or starts its application otherwise."""
+"""What the seam relies on in BentoML; these fail when a new BentoML builds or starts its application otherwise.
+
+That BentoML's application is served by a worker of ours too, and ours by BentoML's, is told by tests/test_service.py.
+"""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import bentoml
+import httpx
 import pytest
 import uvicorn
 from _bentoml_sdk import Service
 
-from service.bentoml_seam import BENTOML_PATHS, Asgi, fronted_service
+from service.bentoml_seam import fronted_service
+from service.late import Late
+from service.protocol import Application
+from tests.test_late import started
 
 
 class Recorder:
-    """A front that hands everything on and keeps what it was given."""
+    """A worker that puts nothing before BentoML's application."""
 
     def __init__(self) -> None:
-        self.application: Asgi | None = None
-        self.instances: list[Any] = []
-        self.ended = False
+        self.application: Application | None = None
 
-    def before(self, bentoml: Asgi) -> Asgi:
-        self.application = bentoml
-        return bentoml
+    def before(self, make: Callable[[], Application]) -> Application:
+        self.application = Late(make, start=lambda: None, stop=lambda: None)
+        return self.application
 
-    def started(self, instance: Any) -> None:
-        self.instances.append(instance)
-
-    def stopped(self) -> None:
-        self.ended = True
+    def server(self, config: uvicorn.Config) -> uvicorn.Server:
+        raise AssertionError("not served here")
 
 
 class Echo:
@@ -45,39 +48,24 @@ def uvicorn_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn, "Server", uvicorn.Server)
 
 
-def test_what_bentoml_serves_is_what_the_front_returns_and_its_start_is_told() -> None:
-    """to_asgi gives the front's application; starting it makes one instance and tells the front."""
-    front = Recorder()
+def routes(application: Any) -> list[str]:
+    """Of the service, as BentoML's application lists them to its clients."""
 
-    def serve(config: uvicorn.Config) -> uvicorn.Server:
-        raise AssertionError("not served here")
+    async def asked() -> list[str]:
+        transport = httpx.ASGITransport(application)
+        async with started(application), httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+            schema = (await client.get("/schema.json")).raise_for_status().json()
+        return [route["route"] for route in schema["routes"]]
 
-    service = fronted_service(front, Echo, serve=serve, name="echo", config={"workers": 1})
-    assert isinstance(service, Service)
-    application = service.to_asgi()
-    assert front.application is not None
-    assert application is front.application
-    assert uvicorn.Server is serve  # tests/test_service.py tells that the worker then makes its server of it
-    asyncio.run(_start_and_stop(application))
-    assert [type(instance) for instance in front.instances] == [Echo]
-    assert front.ended
+    return asyncio.run(asyncio.wait_for(asked(), 30))
 
 
-async def _start_and_stop(application: Asgi) -> None:
-    sent: list[str] = []
-    orders = iter(["lifespan.startup", "lifespan.shutdown"])
-
-    async def receive() -> dict[str, Any]:
-        return {"type": next(orders)}
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-
-    await application({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-
-
-def test_bentomls_paths_hold_no_route_of_ours() -> None:
-    """What is handed on never shadows the contract, nor is its index page, which reports its visitors, among it."""
-    assert not any(path.startswith(("/v1", "/livez", "/readyz", "/docs.json")) for path in BENTOML_PATHS)
-    assert "/" not in BENTOML_PATHS
+def test_what_bentomls_worker_serves_is_what_ours_returns() -> None:
+    """to_asgi gives the worker's application, with BentoML's behind it, and BentoML makes its server by the worker."""
+    worker = Recorder()
+    made = fronted_service(worker, Echo, name="echo", config={"workers": 1})
+    assert isinstance(made, Service)
+    application = made.to_asgi()
+    assert application is worker.application
+    assert uvicorn.Server == worker.server
+    assert routes(application) == ["/echo"]

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -459,19 +461,91 @@ def test_a_port_in_use_is_told_in_one_line(server: Server, tmp_path: Path) -> No
 def test_ctrl_c_ends_the_service_and_frees_its_port(tmp_path: Path) -> None:
     """Interrupted, it exits soon, without a traceback, and can be started again on the same port."""
     with serving(tmp_path, {"TRUEODDS_WORKERS": "1"}) as running:
-        running.process.send_signal(2)
+        running.process.send_signal(signal.SIGINT)
         assert running.process.wait(20) is not None
         assert "Traceback" not in running.log.read_text()
         with socket.create_server(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))):
             pass
 
 
+@pytest.mark.slow
+def test_a_request_that_was_begun_is_answered_before_the_end(tmp_path: Path) -> None:
+    """SIGTERM between the two halves of a body; nobody new gets in, and the service ends with status 0."""
+    image, label = fixtures("digits")[0]
+    with serving(tmp_path) as running:
+        address = ("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
+        with socket.create_connection(address, timeout=20) as client:
+            head = f"POST /v1/models/digits/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(image)}\r\n\r\n"
+            client.sendall(head.encode() + image[:10])
+            time.sleep(0.3)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
+            client.sendall(image[10:])
+            answer = client.recv(100_000)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert f'"label":"{label}"'.encode() in answer
+        assert running.process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_the_others_answer_meanwhile(tmp_path: Path) -> None:
+    """Within a second or two, and its successor answers like any other."""
+    image, _ = fixtures("digits")[0]
+    with serving(tmp_path, {"TRUEODDS_WORKERS": "2"}) as running:
+        before = _workers(running, 2)
+        os.kill(before[0], signal.SIGKILL)
+        assert running.post("digits", image).status_code == 200
+        after = _workers(running, 2)
+        assert before[1] in after
+        os.kill(before[1], signal.SIGKILL)
+        assert running.post("digits", image).status_code == 200
+
+
+def _workers(running: Server, number: int) -> list[int]:
+    """Process ids, as soon as there are so many that live."""
+    deadline = time.monotonic() + 20
+    while len(found := _descendants(running.process.pid)[1:]) != number and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(found) == number
+    return found
+
+
 def test_workers_speak_our_http(server: Server) -> None:
-    """BentoML's worker makes its server from ours: uvicorn's own answers a request without a Host."""
-    port = httpx.URL(server.url).port
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
-        assert client.recv(1000).startswith(b"HTTP/1.1 400 ")
+    """Not uvicorn's, which answers a request without a Host."""
+    assert _first_line(server, b"GET /livez HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def _first_line(server: Server, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(request)
+        return client.recv(1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        (("bentoml", "serve", "."), {}),
+        # What BentoML alone can do, TLS for one, is left to BentoML.
+        (("service",), {"BENTOML_CONFIG_OPTIONS": "api_server.backlog=1024"}),
+    ],
+)
+def test_bentomls_own_workers_serve_the_same(
+    server: Server, tmp_path: Path, launcher: tuple[str, ...], settings: dict[str, str]
+) -> None:
+    """`bentoml serve`: our front and our HTTP in BentoML's processes, and one set of metrics for all workers."""
+    image, _ = fixtures("digits")[0]
+    with serving(tmp_path, {"TRUEODDS_WORKERS": "2", **settings}, launcher) as other:
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _workers(other, 2)]
+        assert all(b"_bentoml_impl" in command for command in commands)
+        one, two = (s.post("digits", image).json() for s in (server, other))
+        assert one["predictions"] == two["predictions"]
+        assert _first_line(other, b"GET /livez HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        with bentoml.SyncHTTPClient(other.url) as client:
+            assert client.classify_pixels(pixels=np.zeros((28, 28), np.uint8), model="digits")["predictions"]
+        assert metric(other, "trueodds_requests_total") >= 1
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/digits", "/docs.json", "/"])

@@ -1,0 +1,77 @@
+"""One worker process: every model loaded and warm behind an HTTP server.
+
+service.launch makes it in a process that service.supervisor started, service.api in one that `bentoml serve` started.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import uvicorn
+
+from service import VERSION, registry
+from service.access_log import AccessLog
+from service.board import Board
+from service.cache import AnswerCache
+from service.classifier import Classifier
+from service.http import Front
+from service.late import Late
+from service.metrics import Metrics
+from service.openapi import document
+from service.protocol import Application
+from service.server import Server
+from service.settings import Settings, available_cores
+
+# The API route of BentoML's Python client.
+PIXELS_ROUTE = "/classify_pixels"
+# What BentoML answers: a closed set, for its metrics keep a row for every path ever asked for. Its index page is not
+# among them, for it reports its visitors to a third party.
+BENTOML_PATHS = frozenset({"/schema.json", PIXELS_ROUTE})
+
+
+class Models:
+    """Every model loaded and warm, and what counts and logs what they are asked."""
+
+    def __init__(self, settings: Settings, board: Board, folder: Path | None) -> None:
+        self.metrics = Metrics(folder)
+        self.log = AccessLog(sys.stderr, settings.access_log_sample)
+        models = registry.load(settings, board, self.metrics.batch, cache=settings.compiled)
+        self.metrics.served(models)
+        cache = AnswerCache(settings.cache_bytes)
+        self.classifier = Classifier(models, settings.max_pixels, available_cores(), cache, self.metrics.cached)
+
+    def close(self) -> None:
+        self.classifier.close()
+        self.log.close()
+
+
+class Worker:
+    """A worker, `number` of its instance, whose workers share a folder; without one there is this worker only.
+
+    A process has one at most: BentoML, which imports service.api, has no other way to find it.
+    """
+
+    of_this_process: ClassVar["Worker | None"] = None
+
+    def __init__(self, settings: Settings, folder: Path | None = None, number: int = 0) -> None:
+        Worker.of_this_process = self
+        self.settings = settings
+        self._folder = folder
+        self._board = Board(folder and folder / "workers.board", number)
+        self._front = Front(BENTOML_PATHS, settings, document(VERSION))
+        self._models: Models | None = None
+
+    def before(self, make: Callable[[], Application]) -> Application:
+        """The application to serve, before BentoML's, which `make` makes when it is needed."""
+        return self._front.before(Late(make, self.models, self._front.stopped))
+
+    def server(self, config: uvicorn.Config) -> Server:
+        return Server(config, self.settings.deadlines, self._board)
+
+    def models(self) -> Models:
+        """Loaded when first asked for. Raises StartupError."""
+        if self._models is None:
+            self._models = Models(self.settings, self._board, self._folder)
+            self._front.started(self._models)
+        return self._models
