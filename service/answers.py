@@ -5,7 +5,7 @@ in every answer of a model is JSON already.
 """
 
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,12 @@ import orjson
 
 from service.backends import Floats, Outputs
 from service.bundle import Bundle
+
+# Predictions that become text at once, though not all of their clients may ask for them.
+SHOWN_AT_ONCE = 1024
+
+# An image's best classes and, as JSON, its energy and then the calibrated and the uncalibrated probability of each.
+Shown = tuple[list[int], list[bytes]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class Row(NamedTuple):
     numbers: Floats
     members: bytes
     is_ood: bool
+    # The batch it is of, and where it stands there.
+    table: "Table | None" = None
+    place: int = 0
 
     @property
     def abstain(self) -> bool:
@@ -44,7 +53,33 @@ class Row(NamedTuple):
 
     def alone(self) -> "Row":
         """The same, without keeping the arrays of its whole batch in memory."""
-        return self._replace(order=self.order.copy(), numbers=self.numbers.copy())
+        return Row(self.order.copy(), self.numbers.copy(), self.members, self.is_ood)
+
+    def shown(self, top_k: int | None) -> "Shown":
+        if self.table is None:
+            return _shown(self.order[None], self.numbers[None], top_k)[0]
+        return self.table.shown(self.place, top_k)
+
+
+class Table:
+    """The orders and numbers of a batch's rows, which become text together: most of them are asked for the same."""
+
+    __slots__ = ("_numbers", "_order", "_shown")
+
+    def __init__(self, order: npt.NDArray[np.intp], numbers: Floats) -> None:
+        self._order = order
+        self._numbers = numbers
+        self._shown: dict[int | None, list[Shown]] = {}
+
+    def shown(self, place: int, top_k: int | None) -> "Shown":
+        """What the row at this place shows."""
+        rows = self._shown.get(top_k)
+        if rows is None:
+            n, classes = self._order.shape
+            if n * min(top_k or classes, classes) > SHOWN_AT_ONCE:
+                return _shown(self._order[place : place + 1], self._numbers[place : place + 1], top_k)[0]
+            rows = self._shown[top_k] = _shown(self._order, self._numbers, top_k)
+        return rows[place]
 
 
 def constants(bundle: Bundle) -> dict[str, dict[str, Any]]:
@@ -102,29 +137,21 @@ class Answers:
         numbers[:, 1 + 2 * classes :] = logits
         data = outputs.prediction_set.tobytes()
         members = [data[start : start + classes] for start in range(0, n * classes, classes)]
-        return list(map(Row, order, numbers, members, outputs.is_ood.tolist()))
+        return list(map(Row, order, numbers, members, outputs.is_ood.tolist(), repeat(Table(order, numbers)), range(n)))
 
     def encode(self, row: Row, options: Options, request_id: str) -> bytes:
         """One image's result object. A number is the shortest text that reads back as the same float32."""
-        classes = row.order[: options.top_k].tolist()
-        shown = 1 + 2 * len(classes)
-        numbers = iter(_json(row.numbers[:shown])[1:-1].split(b","))
-        score = next(numbers)
-        predictions = [
-            b'%b%b,"uncalibrated_probability":%b}' % (self._predictions[k], calibrated, uncalibrated)
-            for k, calibrated, uncalibrated in zip(classes, numbers, numbers, strict=True)
-        ]
-        parts = (
-            # An id needs no escapes: requests.REQUEST_ID allows letters, digits, dots, dashes and underscores only.
-            b'{"request_id":"',
-            request_id.encode(),
-            self._after_id,
-            b",".join(predictions),
-            self._set_of(row),
-            score,
-            self._after_score[row.is_ood],
-            b',"logits":%b}' % _json(row.numbers[1 + 2 * len(row.order) :]) if options.logits else b"}",
-        )
+        classes, numbers = row.shown(options.top_k)
+        # An id needs no escapes: requests.REQUEST_ID allows letters, digits, dots, dashes and underscores only.
+        parts = [b'{"request_id":"', request_id.encode(), self._after_id]
+        at = 1
+        for k in classes:
+            parts += (self._predictions[k], numbers[at], b',"uncalibrated_probability":', numbers[at + 1], b"},")
+            at += 2
+        # No comma after the last.
+        parts[-1] = b"}"
+        parts += (self._set_of(row), numbers[0], self._after_score[row.is_ood])
+        parts.append(b',"logits":%b}' % _json(row.numbers[1 + 2 * len(row.order) :]) if options.logits else b"}")
         return b"".join(parts)
 
     def _set_of(self, row: Row) -> bytes:
@@ -139,6 +166,13 @@ class Answers:
             self._after_labels,
             b"true" if abstain else b"false",
         )
+
+
+def _shown(order: npt.NDArray[np.intp], numbers: Floats, top_k: int | None) -> list[Shown]:
+    """Of each row."""
+    best = order[:, :top_k].tolist()
+    texts = _json(np.ascontiguousarray(numbers[:, : 1 + 2 * len(best[0])]))[2:-2].split(b"],[")
+    return [(classes, text.split(b",")) for classes, text in zip(best, texts, strict=True)]
 
 
 def _json(numbers: Floats) -> bytes:

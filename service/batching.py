@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from service.images import Pixels
 logger = logging.getLogger("trueodds")
 
 Answer = TypeVar("Answer")
+Told = TypeVar("Told")
 Answer_co = TypeVar("Answer_co", covariant=True)
 # Of each batch, while both kinds wait: bulk is slower then, never at a standstill.
 BULK_SHARE = 0.25
@@ -63,18 +64,29 @@ class Forward(Protocol[Answer_co]):
     def __call__(self, pixels: Pixels, *, alone: bool) -> Sequence[Answer_co]: ...
 
 
+class Waiter(Protocol[Answer]):
+    """Who waits for a job's answers: an asyncio.Future, or what does as one."""
+
+    def done(self) -> bool:
+        """Whether it has them, or waits no longer."""
+        ...
+
+    def set_result(self, result: list[Answer | Exception], /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
 class Job(Generic[Answer]):
     """The images of one request on their way to their answers, which may come from several batches."""
 
-    __slots__ = ("answers", "deadline", "future", "pixels", "since", "taken", "unanswered")
+    __slots__ = ("answers", "deadline", "image_bytes", "pixels", "since", "taken", "unanswered", "waiter")
 
-    def __init__(
-        self, pixels: Pixels, since: float, deadline: float, future: "asyncio.Future[list[Answer | Exception]]"
-    ) -> None:
+    def __init__(self, pixels: Pixels, since: float, deadline: float, waiter: Waiter[Answer]) -> None:
         self.pixels = pixels
+        self.image_bytes = pixels.nbytes // len(pixels)
         self.since = since
         self.deadline = deadline
-        self.future = future
+        self.waiter = waiter
         # Images given to a batch so far; they go in order.
         self.taken = 0
         self.unanswered = len(pixels)
@@ -85,12 +97,24 @@ class Job(Generic[Answer]):
         assert start == len(self.answers)
         self.answers.extend(answers)
         self.unanswered -= len(answers)
-        if not self.unanswered and not self.future.done():
-            self.future.set_result(self.answers)
+        if not self.unanswered:
+            self._tell(self.waiter.set_result, self.answers)
+
+    def refuse(self, error: Exception) -> None:
+        """There will be no answers."""
+        self._tell(self.waiter.set_exception, error)
+
+    def _tell(self, tell: Callable[[Told], None], what: Told) -> None:
+        if self.waiter.done():
+            return
+        try:
+            tell(what)
+        except Exception:
+            # Whoever cannot take an answer must not cost its neighbours theirs.
+            logger.exception("an answer could not be given")
 
 
-@dataclass(frozen=True, slots=True)
-class Part(Generic[Answer]):
+class Part(NamedTuple, Generic[Answer]):
     """The images of a job from `start` up to `stop`, which share a batch."""
 
     job: Job[Answer]
@@ -118,21 +142,21 @@ class Queue(Generic[Answer]):
         """Raises Overloaded when the queue is full. An empty one takes whatever a request may hold."""
         size, limits = len(job.pixels), self._limits
         if self.images and (
-            self.images + size > limits.max_queue_size or self.bytes + job.pixels.nbytes > limits.max_queue_bytes
+            self.images + size > limits.max_queue_size or self.bytes + size * job.image_bytes > limits.max_queue_bytes
         ):
             raise Overloaded(f"{self.images} images already wait for this model; retry later.")
         (self._bulk if priority is Priority.BULK else self._interactive)[job] = None
         self.images += size
-        self.bytes += job.pixels.nbytes
+        self.bytes += size * job.image_bytes
 
     def forget(self, job: Job[Answer]) -> None:
         """Nobody waits for this job any more: what is left of it counts no longer and will not be taken."""
         for jobs in (self._interactive, self._bulk):
             if job in jobs:
                 del jobs[job]
-                left = job.pixels[job.taken :]
-                self.images -= len(left)
-                self.bytes -= left.nbytes
+                left = len(job.pixels) - job.taken
+                self.images -= left
+                self.bytes -= left * job.image_bytes
 
     def take(self, now: float) -> list[Part[Answer]]:
         """The batch that goes next, oldest first within a priority. What is late is refused."""
@@ -157,10 +181,9 @@ class Queue(Generic[Answer]):
         """Move images from `jobs` to `batch`; returns the room that is left."""
         while jobs and room:
             job = next(iter(jobs))
-            if not job.future.done() and job.deadline < now:
-                job.future.set_exception(Overloaded("No batch was free in time; retry later."))
-            if job.future.done():
+            if job.waiter.done() or job.deadline < now:
                 self.forget(job)
+                job.refuse(Overloaded("No batch was free in time; retry later."))
                 continue
             start = job.taken
             job.taken = stop = min(len(job.pixels), start + room)
@@ -168,7 +191,7 @@ class Queue(Generic[Answer]):
             batch.append(part)
             room -= stop - start
             self.images -= stop - start
-            self.bytes -= part.pixels.nbytes
+            self.bytes -= (stop - start) * job.image_bytes
             if stop == len(job.pixels):
                 del jobs[job]
         return room
@@ -177,12 +200,12 @@ class Queue(Generic[Answer]):
 class Turns(Protocol):
     """Gives batchers that share a device their turns."""
 
-    def ask(self, batcher: "Batcher[Answer]") -> None:
-        """Something waits in this batcher's queue."""
+    def ask(self, batcher: "Batcher[Answer]", images: int) -> None:
+        """So many more images wait in this batcher's queue."""
         ...
 
-    def count(self, images: int) -> None:
-        """So many more images are in hand, or fewer."""
+    def done(self, images: int) -> None:
+        """So many images wait no longer, and are in no batch."""
         ...
 
 
@@ -227,25 +250,43 @@ class Batcher(Generic[Answer]):
         """
         if not len(pixels):
             return []
-        now = self._clock()
         future: asyncio.Future[list[Answer | Exception]] = asyncio.get_running_loop().create_future()
-        job = Job(pixels, now, min(deadline, now + self._limits.max_wait_s), future)
-        self._queue.put(job, priority)
-        self._turns.ask(self)
-        self._turns.count(len(pixels))
+        job = self.enqueue(pixels, future, priority, deadline)
         try:
             return await future
         finally:
-            self._queue.forget(job)
-            self._turns.count(-len(pixels))
+            self.leave(job)
+
+    def enqueue(
+        self,
+        pixels: Pixels,
+        waiter: Waiter[Answer],
+        priority: Priority = Priority.INTERACTIVE,
+        deadline: float = math.inf,
+    ) -> Job[Answer]:
+        """As `submit`, for at least one image, without waiting: `waiter` is told. Raises Overloaded when it is full."""
+        now = self._clock()
+        job = Job(pixels, now, min(deadline, now + self._limits.max_wait_s), waiter)
+        self._queue.put(job, priority)
+        self._turns.ask(self, len(pixels))
+        return job
+
+    def leave(self, job: Job[Answer]) -> None:
+        """Nobody waits for this job any more."""
+        before = self._queue.images
+        self._queue.forget(job)
+        self._turns.done(before - self._queue.images)
 
     def take(self) -> list[Part[Answer]]:
         """The next batch; empty where nothing waits any more."""
-        return self._queue.take(self._clock())
+        before = self._queue.images
+        batch = self._queue.take(self._clock())
+        self._turns.done(before - self._queue.images - _size(batch))
+        return batch
 
     def expected_s(self, batch: list[Part[Answer]]) -> float:
         """How long this batch will probably take, in seconds."""
-        return self._image_s * sum(part.stop - part.start for part in batch)
+        return self._image_s * _size(batch)
 
     def run(self, batch: list[Part[Answer]], alone: bool) -> "Ran[Answer]":
         """Run the backend once over the batch; again over its parts where that fails. In any thread."""
@@ -270,7 +311,7 @@ class Batcher(Generic[Answer]):
 
     def refuse(self, batch: list[Part[Answer]], error: Exception) -> None:
         """Tell those who wait for a batch that it cannot run."""
-        self._give(batch, [error] * sum(part.stop - part.start for part in batch))
+        self._give(batch, [error] * _size(batch))
 
     def _give(self, batch: list[Part[Answer]], answers: Sequence[Answer | Exception]) -> None:
         at = 0
@@ -278,6 +319,7 @@ class Batcher(Generic[Answer]):
             length = part.stop - part.start
             part.job.settle(part.start, answers[at : at + length])
             at += length
+        self._turns.done(at)
 
     def _answers(self, pixels: Pixels, alone: bool) -> Sequence[Answer | Exception]:
         try:
@@ -300,3 +342,7 @@ class Ran(Generic[Answer]):
     answers: Sequence[Answer | Exception]
     started: float
     ended: float
+
+
+def _size(batch: list[Part[Answer]]) -> int:
+    return sum(part.stop - part.start for part in batch)

@@ -75,26 +75,25 @@ class BinaryAnswers:
 
     def _arrays(self, outcomes: Sequence[Row | Problem]) -> dict[str, Array]:
         n, classes = len(outcomes), self._classes
+        rows = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, Problem)}
+        sound = list(rows)
         numbers = np.full((n, 1 + 3 * classes), np.nan, "<f4")
-        order = np.tile(np.arange(classes), (n, 1))
-        flags = np.zeros((3, n), "|u1")
-        is_ood, abstain, failed = flags
-        nothing = bytes(classes)
-        members = []
-        for i, item in enumerate(outcomes):
-            if isinstance(item, Problem):
-                members.append(nothing)
-                failed[i] = abstain[i] = 1
-            else:
-                members.append(item.members)
-                numbers[i], order[i] = item.numbers, item.order
-                is_ood[i], abstain[i] = item.is_ood, item.abstain
-        probabilities = np.empty((n, classes), "<f4")
-        np.put_along_axis(probabilities, order, numbers[:, 1 : 1 + 2 * classes : 2], axis=1)
+        probabilities = np.full((n, classes), np.nan, "<f4")
+        members = np.zeros((n, classes), "|u1")
+        is_ood, abstain, failed = flags = np.zeros((3, n), "|u1")
+        flags[1:] = 1
+        if rows:
+            numbers[sound] = np.concatenate([row.numbers for row in rows.values()]).reshape(len(sound), -1)
+            order = np.concatenate([row.order for row in rows.values()]).reshape(len(sound), -1)
+            probabilities[np.array(sound)[:, None], order] = numbers[sound, 1 : 1 + 2 * classes : 2]
+            members[sound] = np.frombuffer(b"".join([row.members for row in rows.values()]), "|u1").reshape(-1, classes)
+            is_ood[sound] = [row.is_ood for row in rows.values()]
+            abstain[sound] = [row.abstain for row in rows.values()]
+            failed[sound] = 0
         return {
             "probabilities": probabilities,
             "energy": numbers[:, 0],
-            "prediction_set": np.frombuffer(b"".join(members), "|u1").reshape(n, classes),
+            "prediction_set": members,
             "is_ood": is_ood,
             "abstain": abstain,
             "failed": failed,

@@ -65,7 +65,9 @@ class Board:
         """So many more images are in hand, or fewer."""
         self._images += number
         self._cells[self._row * COLUMNS + IMAGES] = self._images
-        self._cells[self._row * COLUMNS + WORKED] = _milliseconds()
+        if not self._images:
+            # Nobody asks when it worked while it works.
+            self._cells[self._row * COLUMNS + WORKED] = _milliseconds()
 
     @property
     def others_idle(self) -> bool:

@@ -4,7 +4,8 @@ import asyncio
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from service.registry import Registry, ServedModel
 BYTES_DECODED_ON_LOOP, PIXELS_DECODED_ON_LOOP = 64 * 1024, 128 * 128
 # Files of one request are decoded so many at a time, so that others get a word in and inference begins meanwhile.
 FILES_AT_A_TIME = 16
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # An image's answer, or what is wrong with it.
 Outcome = Row | Problem
@@ -45,6 +49,16 @@ class Classifier:
         warnings.filterwarnings("ignore", module="PIL")
         self._decoders = ThreadPoolExecutor(decoding_threads, thread_name_prefix="decode")
 
+    def pixels_at_once(self, file: bytes, spec: InputSpec) -> Pixels | None:
+        """One file → what the network is fed; None if that would hold up the event loop. Raises Problem."""
+        if len(file) > BYTES_DECODED_ON_LOOP:
+            # Even a header may take long: it can be made of millions of segments.
+            return None
+        image = images.read_header(file, self._max_pixels)
+        if image.width * image.height > PIXELS_DECODED_ON_LOOP:
+            return None
+        return _pixels_of(image, spec)
+
     async def classify_file(self, model: ServedModel, file: bytes) -> Row:
         """One file → its answer. Raises Problem."""
         pixels = await self._pixels(file, model.bundle.manifest.input)
@@ -61,11 +75,16 @@ class Classifier:
             for task in running:
                 task.cancel()
 
+    @property
+    def remembers(self) -> bool:
+        """Whether an image seen before may be answered without a batch."""
+        return self._cache.max_bytes > 0
+
     async def classify_pixels(self, model: ServedModel, pixels: Pixels) -> list[Row]:
         """(N, H, W, 3) uint8 of the network's own shape → N answers. Raises Overloaded."""
-        if self._cache.max_bytes:
+        if self.remembers:
             return await self._classify_unknown(model, pixels)
-        return [_row(answer) for answer in await model.classify(pixels, _priority(pixels))]
+        return _rows(await model.classify(pixels, _priority(pixels)))
 
     async def _classify_unknown(self, model: ServedModel, pixels: Pixels) -> list[Row]:
         """Only what the cache has no answer for."""
@@ -75,8 +94,8 @@ class Classifier:
         self._count_cached(model.name, len(keys) - len(unknown), len(unknown))
         if unknown:
             answers = await model.classify(pixels[unknown], _priority(pixels))
-            for i, answer in zip(unknown, answers, strict=True):
-                known[i] = row = _row(answer)
+            for i, row in zip(unknown, _rows(answers), strict=True):
+                known[i] = row
                 self._cache.put(keys[i], row)
         return [row for row in known if row is not None]
 
@@ -91,29 +110,30 @@ class Classifier:
 
     async def _decoded_files(self, files: Sequence[bytes], spec: InputSpec) -> AsyncIterator[list[Pixels | Problem]]:
         for start in range(0, len(files), FILES_AT_A_TIME):
-            yield [await self._pixels_or_problem(file, spec) for file in files[start : start + FILES_AT_A_TIME]]
+            some = files[start : start + FILES_AT_A_TIME]
+            tried = [_or_problem(self.pixels_at_once, file, spec) for file in some]
+            yield [
+                await self._in_thread(_or_problem, self._decoded, file, spec) if pixels is None else pixels
+                for file, pixels in zip(some, tried, strict=True)
+            ]
             await asyncio.sleep(0)
 
     async def _pixels(self, file: bytes, spec: InputSpec) -> Pixels:
-        if len(file) > BYTES_DECODED_ON_LOOP:
-            # Even a header may take long: it can be made of millions of segments.
-            return await self._in_thread(self._decoded, file, spec)
-        image = images.read_header(file, self._max_pixels)
-        if image.width * image.height > PIXELS_DECODED_ON_LOOP:
-            return await self._in_thread(_pixels_of, image, spec)
-        return _pixels_of(image, spec)
+        pixels = self.pixels_at_once(file, spec)
+        return await self._in_thread(self._decoded, file, spec) if pixels is None else pixels
 
-    async def _in_thread(self, decode: Callable[[Any, InputSpec], Pixels], source: Any, spec: InputSpec) -> Pixels:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode, source, spec)
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(call, *args, **kwargs))
 
     def _decoded(self, file: bytes, spec: InputSpec) -> Pixels:
         return _pixels_of(images.read_header(file, self._max_pixels), spec)
 
-    async def _pixels_or_problem(self, file: bytes, spec: InputSpec) -> Pixels | Problem:
-        try:
-            return await self._pixels(file, spec)
-        except Problem as problem:
-            return problem
+
+def _or_problem(decode: Callable[[bytes, InputSpec], T], file: bytes, spec: InputSpec) -> T | Problem:
+    try:
+        return decode(file, spec)
+    except Problem as problem:
+        return problem
 
 
 def _priority(pixels: Pixels) -> Priority:
@@ -121,10 +141,14 @@ def _priority(pixels: Pixels) -> Priority:
     return Priority.BULK if len(pixels) > 1 else Priority.INTERACTIVE
 
 
-def _row(answer: Row | Exception) -> Row:
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+def _rows(answers: Sequence[Row | Exception]) -> list[Row]:
+    """Raises the first exception among them."""
+    rows = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+        rows.append(answer)
+    return rows
 
 
 def _pixels_of(image: images.Header, spec: InputSpec) -> Pixels:

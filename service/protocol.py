@@ -2,7 +2,8 @@
 
 It costs a third of uvicorn's own protocol, and has what that lacks: deadlines for a request's head and body, a bound
 on the head, and an answer that can still be read by a client which was refused while it was sending.
-Parsing is llhttp's, by way of httptools.
+Parsing is llhttp's, by way of httptools. A request that comes whole under a head that came before takes a way of its
+own, past the parser and ASGI, if the application offered one: see REMEMBER.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from urllib.parse import unquote
 import httptools
 
 from service.board import Board
+from service.heads import Heads
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -27,6 +29,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+# Answers a request, given its body, now or later by `DirectExchange.answer`; or returns False, having done nothing.
+Direct = Callable[["DirectExchange", bytes], bool]
 
 logger = logging.getLogger("trueodds")
 
@@ -44,6 +48,9 @@ ASGI = {"version": "3.0", "spec_version": "2.3"}
 # The name of an ASGI extension: `await scope["extensions"][RESPOND](status, header lines, body)` is a whole answer,
 # in a quarter of the time that http.response.start and http.response.body take. The lines tell the body's length.
 RESPOND = "trueodds.respond"
+# The name of another: `scope["extensions"][REMEMBER](direct)` offers to answer by a plain call what comes whole under
+# the same head from now on, the length of its body aside.
+REMEMBER = "trueodds.remember"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 TARGET = re.compile(rb"[!-~]+")
 # What says how a message is framed is for this module alone to say.
@@ -77,6 +84,7 @@ class Connections:
     date: bytes = b""
     now: float = field(default_factory=time.monotonic)
     board: Board = field(default_factory=Board)
+    heads: Heads[Direct] = field(default_factory=Heads)
     # Accepted, and not in `open` yet.
     connecting: int = 0
 
@@ -111,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         self._head_bytes = 0
         self._arriving: Exchange | None = None
-        self._current: Exchange | None = None
+        self._current: Exchange | DirectExchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._task: asyncio.Task[None] | None = None
         self._reading = True
@@ -157,8 +165,12 @@ class Connection(asyncio.Protocol):
             self._lingering -= len(data)
             if self._lingering <= 0:
                 self.transport.abort()
-        elif not self._ending or self._arriving:
+        elif self._current or self._in_head or self._ending:
+            if not self._ending or self._arriving:
+                self._parse(data)
+        elif not self._answer_directly(data):
             self._parse(data)
+            self._keep(data)
 
     def pause_writing(self) -> None:
         self._drained = self._loop.create_future()
@@ -207,7 +219,7 @@ class Connection(asyncio.Protocol):
             "state": self.shared.state.copy(),
         }
         self._arriving = arriving = Exchange(self, scope, self._parser.should_keep_alive())
-        scope["extensions"] = {RESPOND: arriving.respond}
+        scope["extensions"] = {RESPOND: arriving.respond, REMEMBER: arriving.remember}
         if self._current is None:
             self._since = self.shared.now
             self._begin(arriving)
@@ -242,13 +254,13 @@ class Connection(asyncio.Protocol):
         if self._drained:
             await self._drained
 
-    def is_last(self, exchange: "Exchange") -> bool:
+    def is_last(self, exchange: "Exchange | DirectExchange") -> bool:
         """Whether the connection ends with this exchange's answer."""
         return not (exchange.keep_alive and exchange.whole) or (
             self._ending and not self._waiting and not self._refusal
         )
 
-    def answered(self, exchange: "Exchange") -> None:
+    def answered(self, exchange: "Exchange | DirectExchange") -> None:
         """The whole answer is written."""
         ends = self.is_last(exchange)
         self._current = self._task = None
@@ -290,6 +302,25 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     # The rest.
+
+    def _answer_directly(self, data: bytes) -> bool:
+        """Whether this is a request that is answered past the parser. Nothing else is under way."""
+        found = self.shared.heads.find(data)
+        if found is None:
+            return False
+        direct, body = found
+        self._current = exchange = DirectExchange(self)
+        if direct(exchange, body):
+            self._new = False
+            return True
+        self._current = None
+        return False
+
+    def _keep(self, data: bytes) -> None:
+        """The bytes of a request that came whole and alone, for its application may want it remembered."""
+        current = self._current
+        if isinstance(current, Exchange) and current.whole and not (self._waiting or self._in_head or self._ending):
+            current.data = data
 
     def _parse(self, data: bytes) -> None:
         if self._in_head:
@@ -372,9 +403,13 @@ class Exchange:
         self.keep_alive = keep_alive
         self.whole = False
         self.late = False
+        # All of it as it came, if it came whole and alone.
+        self.data = b""
         self._connection = connection
         self._scope = scope
-        self._body: bytes | bytearray = b""
+        # What has come of the body and was not taken yet.
+        self._pieces: list[bytes] = []
+        self._ahead_bytes = 0
         self._consumed = False
         self._gone = False
         self._overdue = False
@@ -387,14 +422,9 @@ class Exchange:
     # Called by the connection.
 
     def feed(self, data: bytes) -> None:
-        if not self._body:
-            # As a rule the only piece.
-            self._body = data
-        else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += data
-        if len(self._body) > READ_AHEAD_BYTES:
+        self._pieces.append(data)
+        self._ahead_bytes += len(data)
+        if self._ahead_bytes > READ_AHEAD_BYTES:
             self._connection.pause_reading()
         self._tell()
 
@@ -418,6 +448,9 @@ class Exchange:
             await application(self._scope, self._receive, self._send)
         except Exception:
             logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
+        finally:
+            # They know this exchange: without them it goes at once, not when the garbage collector next looks.
+            self._scope.pop("extensions", None)
         if self._finished or self._gone:
             return
         if self._begun:
@@ -430,7 +463,7 @@ class Exchange:
     # Called by the application.
 
     async def _receive(self) -> Message:
-        while not (self._body or self._gone or self._overdue or (self.whole and not self._consumed)):
+        while not (self._pieces or self._gone or self._overdue or (self.whole and not self._consumed)):
             if not self.whole:
                 self._expect_more()
             self._news = self._connection._loop.create_future()
@@ -440,9 +473,10 @@ class Exchange:
         if self._overdue:
             self._overdue = False
             raise TimeoutError
-        body, self._body = self._body, b""
+        pieces, self._pieces, self._ahead_bytes = self._pieces, [], 0
         self._consumed = self.whole
-        return {"type": "http.request", "body": bytes(body), "more_body": not self.whole}
+        # Of a single piece this is no copy.
+        return {"type": "http.request", "body": b"".join(pieces), "more_body": not self.whole}
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -472,6 +506,12 @@ class Exchange:
             await connection.drain()
         self._finished = True
         connection.answered(self)
+
+    def remember(self, direct: Direct) -> None:
+        """Let `direct` answer what comes under this head from now on. A direct answer is framed in one way only."""
+        usual = self.keep_alive and self._scope["http_version"] == "1.1" and self._scope["method"] != "HEAD"
+        if self.data and usual:
+            self._connection.shared.heads.remember(self.data, direct)
 
     # The rest.
 
@@ -527,6 +567,37 @@ class Exchange:
             transport.write(head + body)
         else:
             transport.writelines([head, body])
+
+
+class DirectExchange:
+    """One request that came whole, and its answer in one piece. HTTP/1.1, not HEAD, and the connection may be kept."""
+
+    __slots__ = ("_connection", "left")
+
+    keep_alive = whole = True
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        # Called if the client goes before it is answered.
+        self.left: Callable[[], None] | None = None
+
+    def leave(self) -> None:
+        """The client has gone."""
+        left, self.left = self.left, None
+        if left:
+            left()
+
+    def answer(self, status: int, lines: bytes, body: bytes) -> None:
+        """The whole answer, to a client that has not left. `lines` are as for `Exchange.respond`."""
+        connection = self._connection
+        self.left = None
+        end = b"connection: close\r\n\r\n" if connection.is_last(self) else b"\r\n"
+        connection.transport.write(b"".join((STATUS_LINES[status], connection.shared.date, lines, end, body)))
+        if connection._drained:
+            # As long as the client does not read, nothing more is taken from it.
+            connection._drained.add_done_callback(lambda drained: connection.answered(self))
+        else:
+            connection.answered(self)
 
 
 def _address(given: Any) -> tuple[str, int] | None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -12,10 +12,11 @@ from service import multipart, tensors
 from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from service.images import InputSpec, Pixels
-from service.protocol import RESPOND, Receive, Scope
+from service.protocol import REMEMBER, RESPOND, Direct, Receive, Scope
 from service.responses import Respond
 from service.settings import Settings
 
+OCTETS = b"application/octet-stream"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # So that no two workers ever give the same.
 ID_PREFIX, ID_NUMBERS = os.urandom(10).hex(), count()
@@ -43,36 +44,42 @@ class Request:
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.respond: Respond | None = scope.get("extensions", {}).get(RESPOND)
+        extensions = scope.get("extensions", {})
+        self.respond: Respond | None = extensions.get(RESPOND)
+        self.remember: Callable[[Direct], None] | None = extensions.get(REMEMBER)
         self._receive = receive
         given = self.headers.get(b"x-request-id")
-        self.id = given.decode() if given and REQUEST_ID.fullmatch(given) else new_request_id()
+        # The client's own, if it is sane.
+        self.given_id = given.decode() if given and REQUEST_ID.fullmatch(given) else None
+        self.id = self.given_id or new_request_id()
 
     async def upload(self, settings: Settings, spec: InputSpec) -> Upload:
         """What is sent, whole but not decoded.
 
         Raises UnsupportedMediaType and what `body`, `Form` and the functions of `tensors` raise.
         """
-        content_type = self.headers.get(b"content-type", b"application/octet-stream")
+        content_type = self.headers.get(b"content-type", OCTETS)
         media_type = _media_type(content_type)
         self.refuse_encoded()
-        if media_type.startswith(b"image/"):
+        if self.is_file():
             return Upload([await self.body(settings)], False)
         if media_type == b"multipart/form-data":
             return await self._form(content_type, settings)
         if media_type == tensors.NPY:
             return _tensor(tensors.from_npy(await self.body(settings), spec, settings.max_images))
-        if media_type == b"application/octet-stream":
-            shape = self.headers.get(tensors.SHAPE_HEADER)
+        if media_type == OCTETS:
             body = await self.body(settings)
-            if shape is None:
-                return Upload([body], False)
-            dtype = self.headers.get(tensors.DTYPE_HEADER, b"")
+            shape, dtype = self.headers[tensors.SHAPE_HEADER], self.headers.get(tensors.DTYPE_HEADER, b"")
             return _tensor(tensors.from_raw(body, shape, dtype, spec, settings.max_images))
         raise UnsupportedMediaType(
             f"A body of type {media_type.decode('latin-1')!r} is not an image; send image/* or "
             "application/octet-stream, multipart/form-data with parts named 'file', or application/x-npy."
         )
+
+    def is_file(self) -> bool:
+        """Whether the body itself is one file, rather than a form or a tensor."""
+        media_type = _media_type(self.headers.get(b"content-type", OCTETS))
+        return media_type.startswith(b"image/") or (media_type == OCTETS and tensors.SHAPE_HEADER not in self.headers)
 
     def refuse_encoded(self) -> None:
         """Raises UnsupportedMediaType for a compressed body."""

@@ -1,26 +1,27 @@
 """What a client is sent: JSON documents, with or without an entity tag, and RFC 9457 problem documents."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from service.errors import Problem
+from service.errors import InternalError, Problem
 from service.protocol import Send
 
 # (status, header lines, body)
 Respond = Callable[[int, bytes, bytes], Awaitable[None]]
+
+logger = logging.getLogger("trueodds")
 
 JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
 # RFC 9110, section 8.8.3: what is compared of an entity tag; a W/ before it does not count.
 ENTITY_TAG = re.compile(rb'"[!#-~\x80-\xff]*+"')
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """A response whose body is whole."""
 
     status: int
@@ -45,6 +46,14 @@ class Response:
     def problem(cls, problem: Problem, request_id: str) -> "Response":
         return cls(problem.status, PROBLEM_JSON, encode(problem.document(request_id)), problem.headers)
 
+    @classmethod
+    def failure(cls, error: Exception, request_id: str) -> "Response":
+        """What went wrong with a request: a problem is told as it is, anything else is for the log."""
+        if not isinstance(error, Problem):
+            logger.error("request %s failed", request_id, exc_info=error)
+            error = InternalError("The service failed to answer; its log has the reason under this request_id.")
+        return cls.problem(error, request_id)
+
     def unless_known(self, if_none_match: bytes) -> "Response":
         """Itself, or 304 without a body for a client that has it: its If-None-Match, empty for none, names the tag."""
         if self.etag and not_modified(if_none_match, self.etag):
@@ -54,13 +63,14 @@ class Response:
     async def send(self, send: Send, respond: Respond | None, request_id: str) -> None:
         """By `respond` where the server has it, else as every ASGI server understands."""
         if respond:
-            await respond(self.status, self._lines(request_id), self.body)
+            await respond(self.status, self.lines(request_id), self.body)
             return
-        headers = [tuple(line.split(b": ", 1)) for line in self._lines(request_id).splitlines()]
+        headers = [tuple(line.split(b": ", 1)) for line in self.lines(request_id).splitlines()]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
-    def _lines(self, request_id: str) -> bytes:
+    def lines(self, request_id: str) -> bytes:
+        """The header lines, each ended."""
         lines = b"x-request-id: %b\r\nx-content-type-options: nosniff\r\n" % request_id.encode()
         # A 304 says nothing of a body: a length of 0 would be that of the document (RFC 9110, section 8.6).
         if self.status != 304:

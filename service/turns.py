@@ -42,8 +42,9 @@ class Turns:
         # Since the last turn of the event loop.
         self._asked = self._answered = False
 
-    def ask(self, batcher: AnyBatcher) -> None:
-        """Something waits in this batcher's queue."""
+    def ask(self, batcher: AnyBatcher, images: int) -> None:
+        """So many more images wait in this batcher's queue."""
+        self._board.add_images(images)
         if not self._waiting:
             # Nobody was kept waiting by what others used: all are equal again.
             self._now_s = self._most_s
@@ -54,9 +55,10 @@ class Turns:
         self._asked = True
         self._schedule()
 
-    def count(self, images: int) -> None:
-        """So many more images are in hand, or fewer."""
-        self._board.add_images(images)
+    def done(self, images: int) -> None:
+        """So many images wait no longer, and are in no batch."""
+        if images:
+            self._board.add_images(-images)
 
     def _schedule(self) -> None:
         if self._waiting and not self._busy and not self._scheduled:

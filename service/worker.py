@@ -43,6 +43,7 @@ class Models:
 
     def close(self) -> None:
         self.classifier.close()
+        self.metrics.count()
         self.log.close()
 
 

@@ -199,7 +199,8 @@ class Offer:
     def __init__(self, loop: asyncio.AbstractEventLoop, numbers: list[int], at: float, patience_s: float) -> None:
         self.numbers = numbers
         self.taken: list[int] = []
-        self.job: Job[int] = Job(images(*numbers), at, at + patience_s, loop.create_future())
+        self.future: asyncio.Future[Answered] = loop.create_future()
+        self.job: Job[int] = Job(images(*numbers), at, at + patience_s, self.future)
 
     @property
     def left(self) -> list[int]:
@@ -239,7 +240,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         offer = data.draw(st.sampled_from(self.offers))
-        offer.job.future.cancel()
+        offer.future.cancel()
         self.queue.forget(offer.job)
         for waiting in self.waiting.values():
             waiting[:] = [other for other in waiting if other is not offer]
@@ -275,10 +276,10 @@ class QueueMachine(RuleBasedStateMachine):
         """Of what is taken whole and of what was refused."""
         for waiting in self.waiting.values():
             for offer in waiting[:]:
-                if offer.job.future.done():
-                    assert isinstance(offer.job.future.exception(), Overloaded)
+                if offer.future.done():
+                    assert isinstance(offer.future.exception(), Overloaded)
                     assert offer.job.deadline < self.now
-                if offer.job.future.done() or not offer.left:
+                if offer.future.done() or not offer.left:
                     waiting.remove(offer)
 
     @invariant()
@@ -290,7 +291,7 @@ class QueueMachine(RuleBasedStateMachine):
         for _ in range(1 + sum(len(offer.numbers) for offer in self.offers)):
             self.take()
         for offer in self.offers:
-            future = offer.job.future
+            future = offer.future
             refused = future.cancelled() or future.exception()
             assert refused or future.result() == offer.taken == offer.numbers
         self.loop.close()
@@ -842,6 +843,65 @@ async def test_a_report_that_fails_does_not_stop_the_next_batch(
         assert answers == [[1], [*range(2, 9)]]
     assert [record.message for record in caplog.records] == ["a batch could not be reported"] * 4
     assert "RuntimeError: no room for metrics" in caplog.text
+
+
+class Listener:
+    """Waits without a future, and fails at what it is told if it is `deaf`."""
+
+    def __init__(self, deaf: bool = False) -> None:
+        self.told: list[Answered | Exception] = []
+        self._deaf = deaf
+
+    def done(self) -> bool:
+        return bool(self.told)
+
+    def set_result(self, result: Answered, /) -> None:
+        self._hear(result)
+
+    def set_exception(self, exception: Exception, /) -> None:
+        self._hear(exception)
+
+    def _hear(self, what: Answered | Exception) -> None:
+        if self._deaf:
+            raise RuntimeError("what did you say?")
+        self.told.append(what)
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+@simulated
+async def test_who_cannot_take_an_answer_costs_others_nothing(on_loop: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Its neighbours in the batch and the next batches are answered, also where it was late; the log has the reason."""
+    model = Device(on_loop=on_loop).model(image_s=0.01)
+    for _ in range(2):
+        first, second = Listener(), Listener()
+        for number, listener in enumerate((first, Listener(deaf=True), second)):
+            model.batcher.enqueue(images(number), listener)
+        await asyncio.sleep(0.1)
+        assert (first.told, second.told) == ([[0]], [[2]])
+    late = Listener()
+    for listener in (Listener(deaf=True), late):
+        model.batcher.enqueue(images(1), listener, deadline=now() - 1)
+    await asyncio.sleep(0.1)
+    assert [type(told) for told in late.told] == [Overloaded]
+    assert [record.message for record in caplog.records] == ["an answer could not be given"] * 3
+
+
+@simulated
+async def test_who_leaves_the_queue_is_told_nothing() -> None:
+    """Nor is what it sent inferred."""
+    model = Device().model()
+    running = model.submit(1)
+    await asyncio.sleep(0.1)
+    listener, other = Listener(), Listener()
+    job = model.batcher.enqueue(images(2), listener)
+    model.batcher.enqueue(images(3), other)
+    model.batcher.leave(job)
+    model.batcher.leave(job)
+    assert model.batcher.queued == 1
+    assert await running == [1]
+    await asyncio.sleep(1)
+    assert (listener.told, other.told) == ([], [[3]])
+    assert model.network.batches == [[1], [3]]
 
 
 @simulated

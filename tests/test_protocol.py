@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import gc
 import socket
 import threading
 import time
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import protocol
-from service.protocol import Connection, Connections, Deadlines, Message, Receive, Scope, Send
+from service.protocol import REMEMBER, Connection, Connections, Deadlines, DirectExchange, Message, Receive, Scope, Send
 
 GET = b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n"
 QUICK = Deadlines(head_s=0.3, body_s=0.3, idle_s=0.3)
@@ -26,6 +28,9 @@ class Application:
     def __init__(self) -> None:
         self.cancelled = threading.Event()
         self.timed_out = threading.Event()
+        self.left = threading.Event()
+        # Called past ASGI, and bodies it was called with.
+        self.direct: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,6 +64,8 @@ class Application:
                 return await respond(send, 200, b"x" * int(scope["query_string"]))
             case "/none":
                 return await respond(send, 204, b"")
+            case "/direct":
+                scope["extensions"][REMEMBER](self.answer)
         try:
             body = await whole(receive)
         except TimeoutError:
@@ -70,6 +77,21 @@ class Application:
         )
         await respond(send, 200, told + b"|" + body[:100])
         return None
+
+    def answer(self, exchange: DirectExchange, body: bytes) -> bool:
+        """As its first bytes say: not at all, when the client has left, late, much or at once."""
+        if body.startswith(b"usual"):
+            return False
+        self.direct.append(body)
+        told = b"y" * 20_000_000 if body.startswith(b"much") else b"direct|" + body
+        answer = functools.partial(exchange.answer, 200, b"content-length: %d\r\n" % len(told), told)
+        if body.startswith(b"never"):
+            exchange.left = self.left.set
+        elif body.startswith(b"late"):
+            asyncio.get_running_loop().call_later(0.2, answer)
+        else:
+            answer()
+        return True
 
 
 async def respond(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
@@ -454,6 +476,137 @@ def test_shutting_down_answers_what_was_asked(served: Served) -> None:
         received = read_all(busy)
     assert statuses(received) == [200, 200]
     assert received.count(b"connection: close") == 1
+
+
+def direct(body: bytes, head: bytes = b"POST /direct HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n") -> bytes:
+    return head % len(body) + body
+
+
+@pytest.fixture
+def offered() -> Iterator[Served]:
+    """A server whose application has offered to answer directly what comes like `direct`."""
+    server = Served(Deadlines())
+    with server.connect() as client:
+        client.sendall(direct(b"first"))
+        assert read_answer(client)[2].startswith(b"POST|/direct|")
+    assert server.application.direct == []
+    yield server
+    server.close()
+
+
+def test_what_comes_whole_under_a_known_head_is_answered_directly(offered: Served) -> None:
+    """On any connection, whatever its length, and kept; with the date and the framing of any other answer."""
+    for body in (b"", b"second", b"z" * 50_000):
+        with offered.connect() as client:
+            for _ in range(3):
+                client.sendall(direct(body))
+                status, headers, told = read_answer(client)
+                assert (status, told) == (200, b"direct|" + body)
+                assert b"date" in headers
+                assert b"connection" not in headers
+    assert len(offered.application.direct) == 9
+
+
+@given(st.lists(st.sampled_from([b"a", b"late", b"usual", b"bcd" * 1000]), min_size=1, max_size=4), st.data())
+@settings(deadline=None, max_examples=25)
+def test_direct_and_usual_answers_keep_their_order(bodies: list[bytes], data: st.DataObject) -> None:
+    """However requests are cut and pipelined, and whoever answers them."""
+    exchange(SHARED[0], closing(direct(b"first")))
+    with SHARED[0].connect() as client:
+        client.sendall(direct(b"first"))
+        read_answer(client)
+        stream = b"".join(direct(body) for body in bodies) + closing(GET % b"/end")
+        cuts = sorted(data.draw(st.sets(st.integers(1, len(stream) - 1), max_size=4)))
+        for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+            client.sendall(stream[start:stop])
+            time.sleep(0.002)
+        received = read_all(client)
+    assert statuses(received) == [200] * (len(bodies) + 1)
+    at = 0
+    for body in bodies:
+        at = received.index(b"|" + body[:100], at) + 1
+    assert b"/end" in received[at:]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /direct HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
+        b"POST /direct HTTP/1.0\r\nHost: a\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
+        b"HEAD /direct HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n",
+        b"POST /direct HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    ],
+)
+def test_what_needs_another_framing_is_answered_as_usual(offered: Served, head: bytes) -> None:
+    """An answer that ends the connection, has no body or is in an older version."""
+    for _ in range(2):
+        with offered.connect() as client:
+            client.sendall(direct(b"abc", head))
+            client.shutdown(socket.SHUT_WR)
+            assert statuses(read_all(client)) == [200]
+    assert offered.application.direct == []
+
+
+def test_who_waits_for_a_direct_answer_and_leaves_is_forgotten(offered: Served) -> None:
+    """The application learns of it."""
+    with offered.connect() as client:
+        client.sendall(direct(b"never"))
+        time.sleep(0.1)
+        assert not offered.application.left.is_set()
+    assert offered.application.left.wait(5)
+
+
+def test_a_direct_answer_waits_for_its_reader(offered: Served) -> None:
+    """All of it arrives, and only then is the next request taken."""
+    with offered.connect() as client:
+        client.sendall(direct(b"much"))
+        time.sleep(0.1)
+        client.sendall(direct(b"next"))
+        time.sleep(0.1)
+        assert offered.application.direct == [b"much"]
+        client.sendall(closing(GET % b"/end"))
+        received = read_all(client)
+    assert statuses(received) == [200] * 3
+    assert received.count(b"y") == 20_000_000
+    assert offered.application.direct == [b"much"]
+
+
+def test_garbage_behind_a_direct_request_does_not_cost_its_answer(offered: Served) -> None:
+    """What was asked before is answered first."""
+    with offered.connect() as client:
+        client.sendall(direct(b"late"))
+        time.sleep(0.05)
+        client.sendall(b"garbage\r\n\r\n")
+        assert statuses(read_all(client)) == [200, 400]
+
+
+def test_shutting_down_gives_direct_answers(offered: Served) -> None:
+    """As the last on the connection."""
+    with offered.connect() as client:
+        client.sendall(direct(b"late"))
+        time.sleep(0.05)
+        for connection in list(offered.connections.open):
+            offered.in_loop(connection.shut_down)
+        received = read_all(client)
+    assert received.endswith(b"connection: close\r\n\r\ndirect|late")
+
+
+def test_a_request_that_is_over_leaves_nothing_in_memory(served: Served) -> None:
+    """Its body may be large; the garbage collector, which would find it some day, is not needed."""
+
+    def exchanges() -> int:
+        return sum(isinstance(found, protocol.Exchange | DirectExchange) for found in gc.get_objects())
+
+    gc.collect()
+    before = exchanges()
+    gc.disable()
+    try:
+        for request in (GET % b"/a", direct(b"first"), direct(b"second"), GET % b"/slow"):
+            assert exchange(served, request + closing(GET % b"/end")).count(b"HTTP/1.1") == 2
+        time.sleep(0.1)
+        assert exchanges() == before
+    finally:
+        gc.enable()
 
 
 SHARDS = (

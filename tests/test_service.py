@@ -21,6 +21,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import binary, bundle, images
+from service.metrics import COUNT_AFTER_S
 from service.settings import BUNDLES
 from tests.conftest import ROOT, Server, environment, fixtures, serving
 
@@ -41,7 +42,8 @@ def problem(response: httpx.Response, status: int) -> dict[str, object]:
 
 
 def metric(server: Server, name: str) -> float:
-    """The sum of a metric's samples over all labels and workers."""
+    """The sum of a metric's samples over all labels and workers, once each has counted what it noted."""
+    time.sleep(2 * COUNT_AFTER_S)
     text = httpx.get(f"{server.url}/metrics").text
     families = text_string_to_metric_families(text)
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
@@ -586,6 +588,55 @@ def probabilities(answer: httpx.Response) -> np.ndarray:
     results = answer.json()["results"]
     ordered = [sorted(result["predictions"], key=lambda found: found["class_index"]) for result in results]
     return np.array([[found["probability"] for found in each] for each in ordered])
+
+
+def drawn(side: int) -> bytes:
+    """A PNG that is too large to be decoded on the event loop."""
+    file = BytesIO()
+    Image.effect_noise((side, side), 50).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("query", ["", "?top_k=all&logits=true"])
+@pytest.mark.parametrize("headers", [{}, {"accept": binary.MEDIA_TYPE.decode()}], ids=["JSON", "binary"])
+@pytest.mark.parametrize("media_type", ["image/png", "application/octet-stream"])
+def test_a_head_that_came_before_is_answered_as_a_new_one(
+    server: Server, query: str, headers: dict[str, str], media_type: str
+) -> None:
+    """Byte for byte but for the ids, whatever the body: images small and large, damaged ones, none."""
+    good, other = (image for image, _ in fixtures("digits")[:2])
+    bodies = [good, other, good[:-20], b"", b"no image", drawn(150), drawn(400), good]
+    ids = set()
+    with httpx.Client(headers={"content-type": media_type, **headers}) as client:
+        url = f"{server.url}/v1/models/digits/classify{query}"
+        for _ in range(4):
+            client.post(url, content=good)
+        for number, body in enumerate(bodies):
+            known, new = (client.post(url, content=body, headers=more) for more in ({}, {"x-new": str(number)}))
+            assert known.status_code == new.status_code
+            assert known.headers.keys() == new.headers.keys()
+            assert shape(known) == shape(new)
+            ids |= {known.headers["x-request-id"], new.headers["x-request-id"]}
+    assert len(ids) == 2 * len(bodies)
+
+
+def shape(response: httpx.Response) -> bytes:
+    """The body without the request's id."""
+    request_id = response.headers["x-request-id"].encode()
+    assert response.content.count(request_id) == 1
+    return response.content.replace(request_id, b"")
+
+
+def test_every_request_under_a_known_head_is_counted(server: Server) -> None:
+    """By its status, as any other; a request id in the head comes back each time."""
+    image, _ = fixtures("digits")[0]
+    url, before = f"{server.url}/v1/models/digits/classify", metric(server, "trueodds_requests_total")
+    with httpx.Client(headers={"content-type": "image/png", "x-request-id": "mine"}) as client:
+        for body in (image, b"no image") * 10:
+            answer = client.post(url, content=body)
+            assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine"
+    # Looking is a request too.
+    assert metric(server, "trueodds_requests_total") == before + 21
 
 
 @pytest.mark.parametrize("model", MODELS)
