@@ -18,13 +18,17 @@ export TRUEODDS_COMPILED ?= $(CURDIR)/.cache/compiled
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
+# Where the bill of materials of each lock goes.
+SBOM ?= .cache/sbom
+LOCKS := serve serve-gpu signing dev torch
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format train export load bench image image-test lock clean
+.PHONY: help serve test test-fast check format train export sign load bench image image-test lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: $(VENV)/serve ## serve both models on PORT (3000), HOST (127.0.0.1)
+serve: $(VENV)/serve $(if $(TRUEODDS_SIGNED_BY),$(VENV)/signing) ## serve both models on PORT (3000), HOST (127.0.0.1)
 	@mkdir -p $(BENTOML_HOME)
 	@exec $(BIN)/python -m service --host $(HOST) --port $(PORT)
 
@@ -35,11 +39,12 @@ test: $(VENV)/dev ## every check and test (under 15 minutes)
 test-fast: $(VENV)/dev ## the tests that take under a minute together
 	$(BIN)/pytest -m "not slow"
 
-check: $(VENV)/dev ## lint, format, types, import contracts
+check: $(VENV)/dev ## lint, format, types, import contracts, security lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive service export models loadtest
 
 format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix
@@ -50,6 +55,9 @@ train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
 
 export: $(VENV)/dev ## export MODEL as bundle VERSION (1)
 	$(BIN)/python -m export $(MODEL) --version $(VERSION)
+
+sign: $(VENV)/dev ## sign bundle VERSION (1) of MODEL with KEY, a private key in PEM form
+	$(BIN)/python -m export sign models/bundles/$(MODEL)/$(VERSION) --key $(KEY)
 
 load: $(VENV)/dev ## post test images to a running service; prints percentiles, writes an HTML report
 	$(BIN)/python -m loadtest --host http://localhost:$(PORT)
@@ -67,7 +75,16 @@ lock: $(VENV)/serve ## renew the locks after a change of requirements/*.in
 	$(PIP_INSTALL) uv
 	$(COMPILE) requirements/serve.in -o requirements/serve.lock
 	$(COMPILE) -c requirements/serve.lock requirements/serve-gpu.in -o requirements/serve-gpu.lock
-	$(COMPILE) -c requirements/serve.lock requirements/dev.in -o requirements/dev.lock
+	$(COMPILE) -c requirements/serve.lock requirements/signing.in -o requirements/signing.lock
+	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock requirements/dev.in -o requirements/dev.lock
+
+sbom: $(VENV)/dev ## write a bill of materials (CycloneDX) of each lock to SBOM (.cache/sbom)
+	@mkdir -p $(SBOM)
+	@for lock in $(LOCKS); do \
+	  $(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements/$$lock.lock --pyproject pyproject.toml --output-reproducible \
+	    --output-file $(SBOM)/$$lock.cdx.json || exit 1; \
+	done
+	@echo "wrote $(SBOM)"
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -78,6 +95,10 @@ $(BIN)/python:
 
 $(VENV)/serve: $(BIN)/python $(SERVE_LOCK)
 	$(PIP_INSTALL) --require-hashes -r $(SERVE_LOCK)
+	@touch $@
+
+$(VENV)/signing: $(VENV)/serve requirements/signing.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/signing.lock
 	@touch $@
 
 # torch's wheel is checked against the lock; a CUDA build of it then names its libraries itself, each by exact version.

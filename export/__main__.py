@@ -1,4 +1,7 @@
-"""Export a trained network as a bundle: `python -m export <model>`. Nothing is written unless every form agrees."""
+"""Export a trained network as a bundle: `python -m export <model>`. Nothing is written unless every form agrees.
+
+`python -m export sign` signs one.
+"""
 
 import argparse
 import json
@@ -10,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export import onnx, torchscript
+from export import onnx, sign, torchscript
 from export.calibrate import fit, held_out
 from export.documents import Export, write_documents
 from export.graph import CalibratedGraph
@@ -32,6 +35,9 @@ FORMS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["sign"]:
+        return sign.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--version", default="1", help="the version to write; an existing one is never overwritten")

@@ -216,7 +216,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     """`python -m MODULE...` in a session of its own, so that Ctrl-C reaches the benchmark alone."""
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603  modules of this project
+        return subprocess.Popen(  # noqa: S603  modules of this project  # nosec B603
             [sys.executable, "-m", *module],
             cwd=PROJECT,
             env=environment,

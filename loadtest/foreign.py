@@ -38,6 +38,7 @@ from service.bundle import (
 )
 from service.calibration import energy, lac_threshold, softmax
 from service.errors import BundleError
+from service.files import sha256
 from service.images import InputSpec, Pixels
 
 SPLITS = ("fit", "conformal", "eval")
@@ -147,7 +148,7 @@ def write_documents(
     directory: Path, model: Foreign, request: Request, held: HeldOut, fitted: Fitted, answers: Outputs
 ) -> None:
     """calibration.json, the model card and, last, the manifest that vouches for all. `answers`: on the eval split."""
-    source = digest(model.path)
+    source = sha256(model.path.read_bytes())
     versions = {"python": platform.python_version()} | {
         package.__name__: package.__version__ for package in (np, onnx, onnxruntime)
     }

@@ -76,7 +76,7 @@ def _field(name: str, path: Path) -> str:
 
 def _git(*command: str) -> str | None:
     try:
-        run = subprocess.run(  # noqa: S603  fixed commands
+        run = subprocess.run(  # noqa: S603  fixed commands  # nosec B603 B607
             ["git", *command],  # noqa: S607  whichever git there is
             cwd=PROJECT,
             capture_output=True,

@@ -76,7 +76,7 @@ def _fetch(url: str, file: RemoteFile, partial: Path) -> None:
 def _fetch_rest(url: str, file: RemoteFile, partial: Path, start: int) -> None:
     """One request for the bytes from start on. Raises OSError, HTTPException or DownloadError."""
     request = Request(url, headers={"Range": f"bytes={start}-"})  # noqa: S310  (URLs are constants of this package)
-    with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310  (as above)
+    with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310  (as above)  # nosec B310
         done = _first_byte(response, file, start)
         bar = tqdm(desc=file.name, total=file.size, initial=done, unit="B", unit_scale=True, disable=None)
         with partial.open("ab" if done else "wb") as out, bar:

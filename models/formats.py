@@ -1,7 +1,7 @@
 """The file formats data sets come in → arrays. Whatever is wrong with a file is a DataError that names it."""
 
 import gzip
-import pickle
+import pickle  # what may be unpickled is a closed set, see BatchUnpickler  # nosec B403
 import struct
 import tarfile
 import zipfile

@@ -73,7 +73,7 @@ def _serve_by_bentoml(host: str, port: int) -> NoReturn:
 
     check(Settings.from_environment())
     command = ["bentoml", "serve", str(PROJECT), "--host", host, "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  no shell is wanted
+    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  no shell is wanted  # nosec B606
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class AccessLog:
         self._writer.start()
 
     def request(self, request_id: str, method: str, path: str, status: int, seconds: float) -> None:
-        if status >= 500 or random.random() < self._sample:  # noqa: S311  a sample, not a secret
+        if status >= 500 or random.random() < self._sample:  # noqa: S311  a sample, not a secret  # nosec B311
             self._put(
                 {
                     "request_id": request_id,

@@ -7,9 +7,9 @@
     calibration.json      how it was calibrated and how well that works
     MODEL_CARD.md         the same for people
     performance.json      how fast it is on which machine; measured where it runs, so the manifest does not vouch for it
+    model.sig             a signature over all but performance.json, where it is signed
 """
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from service.calibration import softmax
 from service.errors import BundleError
+from service.files import Folder, sha256
 from service.images import InputSpec
+from service.seal import Seal, changed, unreadable
+from service.trust import Trust
 
 MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
 VERSION = re.compile(r"\d+(\.\d+){0,2}")
@@ -137,11 +140,12 @@ class Manifest(_Document):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were found whole."""
+    """A bundle whose files were found whole. The network's are read later; `seal` says which bytes they must be."""
 
     directory: Path
     manifest: Manifest
     calibration: Calibration
+    seal: Seal
 
     @property
     def sha256(self) -> str:
@@ -149,24 +153,35 @@ class Bundle:
         return self.calibration.model_sha256
 
 
-def load(directory: Path) -> Bundle:
-    """Read a bundle and check every file against the manifest. Raises BundleError."""
-    manifest = _read(directory / MANIFEST, Manifest)
-    for name, expected in manifest.files.items():
-        path = directory / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; restore the bundle or export it again.")
-        if digest(path) != expected:
-            raise BundleError(f"{path} is not the file its manifest describes; restore the bundle or export it again.")
-    if CALIBRATION not in manifest.files:
-        raise BundleError(f"{directory / MANIFEST} does not vouch for {CALIBRATION}; export the bundle again.")
-    calibration = _read(directory / CALIBRATION, Calibration)
-    _check(directory, manifest, calibration)
-    return Bundle(directory, manifest, calibration)
+def load(directory: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  it is frozen
+    """Read a bundle and check every file against the manifest, and this against what is trusted.
+
+    Raises BundleError, or SettingError where `trust` makes no sense.
+    """
+    try:
+        folder = Folder(directory)
+    except OSError as error:
+        raise unreadable(directory, error) from error
+    with folder:
+        content = _content(folder, MANIFEST)
+        manifest = _parsed(directory / MANIFEST, content, Manifest)
+        for name, expected in manifest.files.items():
+            if _digest(folder, name) != expected:
+                raise changed(directory / name)
+        if CALIBRATION not in manifest.files:
+            raise BundleError(f"{directory / MANIFEST} does not vouch for {CALIBRATION}; export the bundle again.")
+        evidence = _content(folder, CALIBRATION)
+        if sha256(evidence) != manifest.files[CALIBRATION]:
+            raise changed(directory / CALIBRATION)
+        calibration = _parsed(directory / CALIBRATION, evidence, Calibration)
+        _check(directory, manifest, calibration)
+        pin = f"{manifest.name}/{manifest.version}@sha256:{sha256(content)}"
+        vouched = trust.vouches(folder, pin, manifest.files | {MANIFEST: sha256(content)})
+    return Bundle(directory, manifest, calibration, Seal(manifest.files, pin, vouched))
 
 
-def discover(root: Path, names: tuple[str, ...] = ()) -> dict[str, Bundle]:
-    """The newest version of each model under root, or of the named ones only. Raises BundleError."""
+def discover(root: Path, names: tuple[str, ...] = (), trust: Trust = Trust()) -> dict[str, Bundle]:  # noqa: B008
+    """The newest version of each model under root, or of the named ones only. Raises BundleError, SettingError."""
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
     found = {path.name: path for path in folders if not path.name.startswith(".")}
     missing = [name for name in names if name not in found]
@@ -174,18 +189,19 @@ def discover(root: Path, names: tuple[str, ...] = ()) -> dict[str, Bundle]:
         raise BundleError(
             f"There is no bundle of {', '.join(missing) or 'any model'} under {root}; see python -m export."
         )
-    return {name: _load_in_place(_newest(found[name])) for name in names or found}
+    trust.check_used(names or found)
+    return {name: _load_in_place(_newest(found[name]), trust) for name in names or found}
 
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with Folder(path.parent) as folder:
+        return folder.digest(path.name)
 
 
 def canonical_digest(document: Any) -> str:
     """SHA-256 of a JSON document, whatever its layout."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 
 
 def calibration_id(document: dict[str, Any]) -> str:
@@ -198,9 +214,9 @@ def preprocessing_digest(spec: InputSpec) -> str:
     return canonical_digest(TypeAdapter(InputSpec).dump_python(spec, mode="json"))
 
 
-def _load_in_place(directory: Path) -> Bundle:
+def _load_in_place(directory: Path, trust: Trust) -> Bundle:
     """A bundle that lies where its manifest says, so that the name and version asked for are those answered with."""
-    bundle = load(directory)
+    bundle = load(directory, trust)
     name, version = bundle.manifest.name, bundle.manifest.version
     if (name, version) != (directory.parent.name, directory.name):
         raise BundleError(f"{directory} holds {name}/{version}; move the bundle there or export it again.")
@@ -214,13 +230,23 @@ def _newest(directory: Path) -> Path:
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
 
 
-def _read(path: Path, kind: type[Document]) -> Document:
+def _content(folder: Folder, name: str) -> bytes:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return folder.read(name)
     except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read ({error.strerror}); restore the bundle or export it again."
-        ) from error
+        raise unreadable(folder.path / name, error) from error
+
+
+def _digest(folder: Folder, name: str) -> str:
+    try:
+        return folder.digest(name)
+    except OSError as error:
+        raise unreadable(folder.path / name, error) from error
+
+
+def _parsed(path: Path, content: bytes, kind: type[Document]) -> Document:
+    try:
+        return kind.model_validate_json(content)
     except ValidationError as error:
         raise BundleError(f"{path} is not valid: {error}") from error
 

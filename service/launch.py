@@ -17,6 +17,7 @@ import uvicorn
 from service import bundle, registry
 from service.errors import StartupError
 from service.protocol import Application
+from service.seal import check_vouched
 from service.settings import Settings
 from service.worker import Worker
 
@@ -44,12 +45,14 @@ def check(settings: Settings) -> bool:
 
     Returns whether that took memory which only a new process gives back.
     """
-    bundles = bundle.discover(settings.bundles, settings.models)
+    bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
+    if settings.backend == "torchscript":
+        check_vouched(found.seal for found in bundles.values())
     chosen = (settings.backend, settings.device) != ("onnx", "auto")
     if chosen:
         # The default runs anywhere; another choice may not be there.
         found = next(iter(bundles.values()))
-        registry.BACKENDS[settings.backend](found.directory, settings.device, 1)
+        registry.BACKENDS[settings.backend](found.directory, settings.device, 1, seal=found.seal)
     first = not settings.compiled.is_dir()
     if first:
         # The first start on this machine, and nobody else works yet.
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _start_anew(listening: int, number: int) -> None:
     worker = ["service.launch", "--socket", str(listening), "--number", str(number)]
-    os.execv(sys.executable, [sys.executable, "-m", *worker])  # noqa: S606  no shell is wanted
+    os.execv(sys.executable, [sys.executable, "-m", *worker])  # noqa: S606  no shell is wanted  # nosec B606
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def load(
     """
     # A backend is called by one thread at a time, and a device runs one batch at a time.
     executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-    bundles = bundle.discover(settings.bundles, settings.models)
+    bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
     warm = {name: _warm_backend(found, settings, cache) for name, found in bundles.items()}
     on_loop = settings.thread_count == 1 and all(backend.device == "cpu" for backend, _ in warm.values())
     turns = Turns(executor, board, on_loop)
@@ -90,7 +90,7 @@ def prepare(settings: Settings, cache: Path) -> None:
 
     On a machine that is still quiet, and for memory that no worker then holds. Raises StartupError.
     """
-    for found in bundle.discover(settings.bundles, settings.models).values():
+    for found in bundle.discover(settings.bundles, settings.models, settings.trust).values():
         _loaded(found, settings, cache)
 
 
@@ -110,6 +110,7 @@ def _loaded(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Back
         wide_threads=tuning.wide_threads(settings),
         winograd=settings.winograd,
         cache=cache,
+        seal=found.seal,
     )
     return backend, tuning.tuned(found, backend, cache)
 

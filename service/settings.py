@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from service.backends import Device
 from service.errors import SettingError
 from service.protocol import Deadlines
+from service.trust import Trust
 
 PREFIX = "TRUEODDS_"
 BUNDLES = Path(__file__).parent.parent / "models" / "bundles"
@@ -22,6 +23,7 @@ def _comma_separated(value: object) -> object:
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Pin = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*/\d+(\.\d+){0,2}@sha256:[0-9a-f]{64}$")]
 
 
 class Settings(BaseModel):
@@ -31,6 +33,8 @@ class Settings(BaseModel):
 
     bundles: Path = BUNDLES
     models: Annotated[tuple[str, ...], BeforeValidator(_comma_separated)] = ()
+    pinned: Annotated[tuple[Pin, ...], BeforeValidator(_comma_separated)] = ()
+    signed_by: Path | None = None
     backend: Literal["onnx", "torchscript"] = "onnx"
     device: Device = "auto"
     winograd: bool = True
@@ -61,6 +65,10 @@ class Settings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             raise SettingError("; ".join(map(_complaint, error.errors()))) from error
+
+    @property
+    def trust(self) -> Trust:
+        return Trust(self.pinned, self.signed_by)
 
     @property
     def deadlines(self) -> Deadlines:

@@ -28,7 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service import bundle
 from service.backends import Backend, Placement, Plan, onnx, torchscript
 from service.bundle import Bundle
-from service.errors import BackendError, StartupError
+from service.errors import StartupError
+from service.files import Folder
 from service.images import Pixels
 from service.settings import Settings, available_cores
 
@@ -281,7 +282,8 @@ def read(path: Path, model_sha256: str) -> Performance:
     """What a file says of this model; nothing where there is none, or, with a warning, where it makes no sense."""
     nothing = Performance(model_sha256=model_sha256)
     try:
-        performance = Performance.model_validate_json(path.read_bytes())
+        with Folder(path.parent) as folder:
+            performance = Performance.model_validate_json(folder.read(path.name))
     except FileNotFoundError:
         return nothing
     except (OSError, ValidationError) as error:
@@ -293,7 +295,7 @@ def read(path: Path, model_sha256: str) -> Performance:
 
 def write(path: Path, performance: Performance) -> None:
     """Whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "w") as file:
@@ -404,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = Settings.from_environment()
-        bundles = bundle.discover(settings.bundles, settings.models)
+        bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
         for name, found in bundles.items():
             backends = list(_installed(found, settings))
             if arguments.dry_run:
@@ -451,8 +453,9 @@ def _installed(found: Bundle, settings: Settings) -> Iterator[Backend]:
                 settings.thread_count,
                 wide_threads=wide_threads(settings),
                 winograd=settings.winograd,
+                seal=found.seal,
             )
-        except BackendError as error:
+        except StartupError as error:
             print(f"not measured: {error}", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """service.answers: the result object of the contract, value by value."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def oracle(bundle: Bundle, given: Outputs, options: Options, request_id: str) ->
 def bundle_with(labels: list[str], root: Path) -> Bundle:
     """A bundle that differs from one on disk by its labels only."""
     found = load(write_bundle(root)) if not (root / "pets").exists() else load(root / "pets" / "1")
-    return Bundle(
-        found.directory,
-        found.manifest.model_copy(update={"labels": labels}),
-        found.calibration.model_copy(update={"labels": labels}),
+    return replace(
+        found,
+        manifest=found.manifest.model_copy(update={"labels": labels}),
+        calibration=found.calibration.model_copy(update={"labels": labels}),
     )
 
 

@@ -1,6 +1,7 @@
 """service.backends: the same answers however they are run, and no harm from a cache."""
 
 import logging
+import os
 import stat
 import tempfile
 from collections.abc import Callable
@@ -31,7 +32,9 @@ from service.backends import (
 )
 from service.backends.processor import gpu_name, gpu_present, processor
 from service.errors import BackendError
+from service.files import sha256
 from service.images import Pixels
+from service.seal import model_file
 from service.settings import BUNDLES
 
 DIGITS = bundle.discover(BUNDLES)["digits"].directory
@@ -138,6 +141,49 @@ def test_a_cache_that_cannot_be_written_does_no_harm(
     assert_same(backend.forward(random_pixels(2), alone=True), reference(DIGITS, random_pixels(2)))
 
 
+@pytest.mark.parametrize("name", [optimized.GRAPH, optimized.DIGESTS])
+def test_a_graph_swapped_after_the_check_is_not_run(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that were hashed are those that run, whatever lies in the cache by then."""
+    onnx.load(DIGITS, "cpu", 1, cache=tmp_path)
+    onnx.load(CIFAR10, "cpu", 1, cache=tmp_path / "other")
+    path, other = kept_folder(tmp_path) / name, kept_folder(tmp_path / "other") / name
+
+    def racing(content: bytes) -> str:
+        found = sha256(content)
+        path.write_bytes(other.read_bytes())
+        return found
+
+    monkeypatch.setattr(optimized, "sha256", racing)
+    backend = onnx.load(DIGITS, "cpu", 1, wide_threads=2, cache=tmp_path)
+    for alone in (False, True):
+        assert_same(backend.forward(random_pixels(2), alone=alone), reference(DIGITS, random_pixels(2)))
+
+
+@pytest.mark.parametrize("name", [optimized.GRAPH, optimized.WEIGHTS, optimized.DIGESTS])
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_links_in_a_cache_are_not_followed(tmp_path: Path, name: str, link: Callable[[Path, Path], None]) -> None:
+    """The same bytes by a link are made again: who holds the other name could change them."""
+    onnx.load(DIGITS, "cpu", 1, cache=tmp_path)
+    path = kept_folder(tmp_path) / name
+    path.rename(tmp_path / name)
+    link(path, tmp_path / name)
+    backend = onnx.load(DIGITS, "cpu", 1, cache=tmp_path)
+    assert_same(backend.forward(random_pixels(2)), reference(DIGITS, random_pixels(2)))
+    assert not path.is_symlink()
+    assert path.stat().st_nlink == 1
+
+
+def test_a_cache_is_trusted_whatever_the_umask(tmp_path: Path) -> None:
+    """Files are made private, not by luck: the second start makes nothing again."""
+    before = os.umask(0)
+    try:
+        onnx.load(DIGITS, "cpu", 1, cache=tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in kept_folder(tmp_path).iterdir()} == {0o600}
+    optimized.read(kept_folder(tmp_path))
+
+
 def test_a_cache_others_may_write_to_is_not_trusted(tmp_path: Path) -> None:
     """What is in such a folder is made again."""
     onnx.load(DIGITS, "cpu", 1, cache=tmp_path)
@@ -173,8 +219,8 @@ def test_without_room_for_a_temporary_file_the_bundle_is_run_as_it_is(
 
 def test_external_weights_are_found_as_onnx_finds_them(tmp_path: Path) -> None:
     """The small reader agrees with the onnx package on names, types, shapes and bytes."""
-    with optimized.optimized(CIFAR10 / onnx.FILE, tmp_path) as graph:
-        model = onnx_format.load(graph.path)
+    with optimized.optimized(model_file(CIFAR10, onnx.FILE, None), tmp_path) as graph:
+        model = onnx_format.load(graph.folder / optimized.GRAPH)
     expected = {tensor.name: onnx_format.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     assert graph.weights
     for name, array in graph.weights.items():
@@ -183,12 +229,12 @@ def test_external_weights_are_found_as_onnx_finds_them(tmp_path: Path) -> None:
 
 
 @given(content=st.binary(max_size=200))
-def test_the_reader_refuses_nonsense(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_the_reader_refuses_nonsense(content: bytes) -> None:
     """Any bytes give tensors or one of the errors a damaged cache is known by; nothing else, and no endless loop."""
-    path = tmp_path_factory.mktemp("nonsense") / "graph.onnx"
-    path.write_bytes(content)
     with suppress(ValueError, IndexError, KeyError):
-        external_data.external_tensors(path)
+        external_data.external_tensors(content)
+    with suppress(ValueError, IndexError):
+        list(external_data.external_locations(content))
 
 
 @given(images=st.integers(1, 10_000))
@@ -270,7 +316,7 @@ def test_a_provider_that_is_not_there_is_named(device: Device) -> None:
 def test_a_session_that_fell_back_by_itself_is_refused() -> None:
     """ONNX Runtime quietly takes the CPU where CUDA does not start; here that is an error."""
     with pytest.raises(BackendError, match="could not start its CUDAExecutionProvider"):
-        onnx_gpu.GpuBackend(DIGITS / onnx.FILE, "cuda")
+        onnx_gpu.GpuBackend(model_file(DIGITS, onnx.FILE, None), "cuda")
 
 
 def test_gpu_options(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service import files
+from service import seal as seal_module
 from service.bundle import discover, load, preprocessing_digest
 from service.calibration import softmax
 from service.errors import BundleError
 from service.images import InputSpec
+from service.seal import model_file
 
 Json = dict[str, Any]
 Edit = Callable[[Json], object]
@@ -152,17 +156,119 @@ def test_a_changed_byte_is_noticed(directory: Path, file: str) -> None:
         refused(directory, file, "not the file its manifest describes")
 
 
-def test_a_folder_in_place_of_a_file_is_refused(directory: Path) -> None:
-    """What is no file counts as missing."""
-    (directory / "model.onnx").unlink()
-    (directory / "model.onnx").mkdir()
-    refused(directory, "model.onnx", "is missing")
+@pytest.mark.parametrize("file", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_refused(directory: Path, file: str, make: Callable[[Path], None]) -> None:
+    """A folder or a pipe in place of a file; nobody waits for a writer of it."""
+    (directory / file).unlink()
+    make(directory / file)
+    refused(directory, file, "is no regular file")
+
+
+@pytest.mark.parametrize("file", [*FILES, "manifest.json"])
+def test_a_link_is_refused(directory: Path, file: str) -> None:
+    """Symbolic or hard, even to the very file: what it leads to may be changed from elsewhere."""
+    path, other = directory / file, directory.parent / "other"
+    path.rename(other)
+    path.symlink_to(other)
+    refused(directory, file, "is a symbolic link")
+    path.unlink()
+    path.hardlink_to(other)
+    refused(directory, file, "has a second name")
+    other.unlink()
+    load(directory)
+
+
+def test_a_bundle_that_is_a_link_is_refused(directory: Path) -> None:
+    """So with its folder."""
+    (directory.parent / "2").symlink_to(directory)
+    refused(directory.parent / "2", "", "symbolic link")
+
+
+@pytest.mark.parametrize("file", [*FILES, "manifest.json", "."])
+def test_what_others_may_write_is_refused(directory: Path, file: str) -> None:
+    """The world, or a group that is not its owner's own; the remedy is named."""
+    path = directory / file
+    path.chmod(path.stat().st_mode | 0o002)
+    with pytest.raises(BundleError, match=r"may be written by others.*chmod go-w"):
+        load(directory)
+    path.chmod(path.stat().st_mode & ~0o002 | 0o020)
+    load(directory)
+    if os.geteuid() == 0:
+        os.chown(path, -1, 12345)
+        with pytest.raises(BundleError, match="may be written by others"):
+            load(directory)
+
+
+def test_files_are_opened_through_the_folder(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder put in its place meanwhile is not looked at: all files come from the one that was opened."""
+    twin = write_bundle(directory.parent.parent / "twin")
+    (twin / "model.onnx").write_bytes(b"another graph")
+    true_init = files.Folder.__init__
+
+    def swapping(self: files.Folder, path: Path, *, own: bool = False) -> None:
+        true_init(self, path, own=own)
+        directory.rename(directory.parent / "old")
+        twin.rename(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Folder, "__init__", swapping)
+        assert load(directory).sha256 == sha256(NETWORKS["model.onnx"])
+    refused(directory, "model.onnx", "not the file")
+
+
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "linked", "removed"])
+@pytest.mark.parametrize("file", NETWORKS)
+def test_a_file_swapped_after_the_check_is_never_taken(directory: Path, file: str, how: str) -> None:
+    """What is read later for the runtime is checked again, in the bytes that the runtime gets."""
+    seal = load(directory).seal
+    network = model_file(directory, file, seal)
+    assert network.read() == NETWORKS[file]
+    if how == "rewritten":
+        (directory / file).write_bytes(b"swapped")
+    else:
+        (directory / file).unlink()
+    if how == "replaced":
+        (directory / file).write_bytes(NETWORKS[file][::-1])
+    if how == "linked":
+        (directory.parent / file).write_bytes(NETWORKS[file])
+        (directory / file).symlink_to(directory.parent / file)
+    with pytest.raises(BundleError, match=file):
+        network.read()
+
+
+def test_what_was_hashed_is_what_is_given_away(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file swapped in the very moment between its digest and its use changes nothing."""
+    network = model_file(directory, "model.onnx", load(directory).seal)
+
+    def racing(content: bytes) -> str:
+        found = sha256(content)
+        (directory / "model.onnx").write_bytes(b"swapped")
+        return found
+
+    monkeypatch.setattr(seal_module, "sha256", racing)
+    assert network.read() == NETWORKS["model.onnx"]
+    with pytest.raises(BundleError, match="not the file its manifest describes"):
+        network.read()
+
+
+def test_a_calibration_swapped_while_it_is_read_is_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are hashed themselves, not the file once more."""
+    true_read = files.Folder.read
+
+    def racing(self: files.Folder, name: str) -> bytes:
+        if name == "calibration.json":
+            (directory / name).write_bytes(json.dumps(calibration_document(["a", "b", "c"])).encode())
+        return true_read(self, name)
+
+    monkeypatch.setattr(files.Folder, "read", racing)
+    refused(directory, "calibration.json", "not the file its manifest describes")
 
 
 def test_a_bundle_without_manifest_is_refused(directory: Path) -> None:
     """An export that did not end has no manifest, since that is written last."""
     (directory / "manifest.json").unlink()
-    refused(directory, "manifest.json", "cannot be read")
+    refused(directory, "manifest.json", "is missing")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"not JSON", b"\xff\xfe", b"{}", b"[" * 100_000])

@@ -23,10 +23,15 @@ def test_every_setting_is_documented_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(TRUEODDS_\w+)` \| `?([^`|]*?)`? \|", (ROOT / "docs/settings.md").read_text(), re.M))
     fields = {PREFIX + name.upper(): getattr(Settings(), name) for name in Settings.model_fields}
     assert rows.keys() == fields.keys()
-    told = {(): "all", BUNDLES: "models/bundles", Settings().compiled: "~/.cache/trueodds"}
+    told = {
+        "TRUEODDS_BUNDLES": "models/bundles",
+        "TRUEODDS_MODELS": "all",
+        "TRUEODDS_PINNED": "none",
+        "TRUEODDS_SIGNED_BY": "none",
+        "TRUEODDS_COMPILED": "~/.cache/trueodds",
+    }
     for name, default in fields.items():
-        text = told.get(default, str(default))
-        assert rows[name] == text, name
+        assert rows[name] == told.get(name, str(default)), name
 
 
 def test_every_route_is_in_the_readme() -> None:

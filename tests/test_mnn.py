@@ -20,6 +20,7 @@ from service.backends.agreement import disagreement
 from service.board import Board
 from service.errors import BackendError
 from service.images import Pixels
+from service.seal import model_file
 from service.settings import BUNDLES, Settings
 from tests.test_backends import assert_same, random_pixels, reference
 
@@ -180,6 +181,37 @@ def test_a_damaged_cache_is_made_again(
     assert mnn.read(path.parent).refused is None
 
 
+def test_a_network_swapped_after_the_check_is_not_run(
+    guest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is loaded at its first use: found changed by then, it is left, and ONNX Runtime answers."""
+    backend = loaded(guest, tmp_path)
+    (path,) = (tmp_path / "mnn").glob(f"*/{mnn.GRAPH}")
+    path.write_bytes(path.read_bytes()[::-1])
+    for _ in range(2):
+        assert_same(backend.forward(random_pixels(2)), reference(guest, random_pixels(2)))
+    assert caplog.text.count("has changed") == 1
+
+
+def test_it_is_given_what_nobody_can_write(guest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very bytes that were hashed, in a file without a name that is sealed."""
+    import MNN.nn
+
+    true_load, given = MNN.nn.load_module_from_file, []
+
+    def spy(path: str, *arguments: object, **options: object) -> object:
+        given.append(Path(path).read_bytes())
+        with pytest.raises(OSError, match="Operation not permitted"):
+            Path(path).write_bytes(b"swapped")
+        return true_load(path, *arguments, **options)
+
+    backend = loaded(guest, tmp_path)
+    monkeypatch.setattr(MNN.nn, "load_module_from_file", spy)
+    backend.forward(random_pixels(2))
+    (path,) = (tmp_path / "mnn").glob(f"*/{mnn.GRAPH}")
+    assert given == [path.read_bytes()]
+
+
 def test_a_cache_that_cannot_be_written_does_no_harm(guest: Path, tmp_path: Path) -> None:
     """It is then converted at each start."""
     (tmp_path / "cache").touch()
@@ -192,7 +224,9 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, guest: Path) -> Non
     """By a converter that crashes or is not there, with its exit status."""
     (tmp_path / "nonsense.onnx").write_bytes(b"no network")
     with pytest.raises(BackendError, match="cannot be converted"):
-        mnn.load(tmp_path / "nonsense.onnx", 1, lambda pixels: reference(guest, pixels), (SIZE, SIZE), None)
+        mnn.load(
+            model_file(tmp_path, "nonsense.onnx", None), 1, lambda pixels: reference(guest, pixels), (SIZE, SIZE), None
+        )
 
 
 def test_nothing_is_printed_where_the_log_goes(guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

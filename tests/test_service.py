@@ -409,7 +409,9 @@ def test_an_overloaded_model_says_503_and_when_to_retry(tmp_path: Path) -> None:
 def test_the_torchscript_backend_gives_the_same_answers(server: Server, tmp_path: Path) -> None:
     """One setting changes the runtime, and nothing a client sees."""
     pytest.importorskip("torch")
-    with serving(tmp_path, {"TRUEODDS_BACKEND": "torchscript", "TRUEODDS_WORKERS": "1"}) as other:
+    pins = ",".join(found.seal.pin for found in bundle.discover(BUNDLES).values())
+    settings = {"TRUEODDS_BACKEND": "torchscript", "TRUEODDS_PINNED": pins, "TRUEODDS_WORKERS": "1"}
+    with serving(tmp_path, settings) as other:
         assert httpx.get(f"{other.url}/v1/models/digits").json()["backend"]["name"] == "torchscript"
         for model in MODELS:
             for image, _ in fixtures(model)[:16]:

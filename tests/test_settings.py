@@ -11,9 +11,12 @@ from service import settings
 from service.errors import SettingError
 from service.settings import Settings, available_cores
 
+PIN = f"digits/1@sha256:{'0' * 64}"
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "bundles": ("/srv/bundles", Path("/srv/bundles")),
     "models": ("digits, cifar10,", ("digits", "cifar10")),
+    "pinned": (f"digits/1@sha256:{'0' * 64}, cifar10/2.1@sha256:{'a' * 64}", (PIN, f"cifar10/2.1@sha256:{'a' * 64}")),
+    "signed_by": ("/etc/trueodds/public.pem", Path("/etc/trueodds/public.pem")),
     "backend": ("torchscript", "torchscript"),
     "device": ("cuda", "cuda"),
     "winograd": ("false", False),
@@ -78,6 +81,7 @@ def test_a_variable_nobody_reads_is_an_error(name: str) -> None:
         *((field, text) for field in ("workers", "threads") for text in ("-1", "auto", "1e3")),
         *((field, "0") for field in ("header_timeout_s", "body_timeout_s", "keep_alive_s")),
         *(("access_log_sample", text) for text in ("-0.1", "1.1", "nan", "x")),
+        *(("pinned", text) for text in ("digits", "digits/1", PIN[:-1], PIN.upper(), "../x/1" + PIN[8:])),
         ("backend", "tensorflow"),
         ("device", "gpu"),
     ],

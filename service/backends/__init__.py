@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.images import Pixels
+from service.seal import Seal
 
 Floats = npt.NDArray[np.float32]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -94,7 +95,8 @@ class Backend(Protocol):
 class Load(Protocol):
     """The bundle in `directory`, ready to run on `threads` CPU threads, or on `wide_threads` when alone.
 
-    `winograd` allows Winograd's convolutions; `cache` keeps what is compiled for this machine. Raises BackendError.
+    `winograd` allows Winograd's convolutions; `cache` keeps what is compiled for this machine. `seal` is the bundle's;
+    without one, its files are taken as they are, which is for bundles in the making. Raises BackendError, BundleError.
     """
 
     def __call__(
@@ -106,4 +108,5 @@ class Load(Protocol):
         wide_threads: int = 0,
         winograd: bool = False,
         cache: Path | None = None,
+        seal: Seal | None = None,
     ) -> Backend: ...

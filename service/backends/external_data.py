@@ -1,21 +1,36 @@
 """The weights an ONNX file keeps beside it, read without the onnx package, which the service does without.
 
-Only what is needed of onnx.proto's ModelProto, GraphProto and TensorProto; unknown fields are passed over.
+Only what is needed of onnx.proto's messages; unknown fields are passed over. A bundle's own network may have no such
+weights: whoever writes where they lie could name any file of the machine. The graphs we compile have them, in a file
+whose digest we keep.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from service.errors import BundleError
+from service.seal import ModelFile
+
 GRAPH, INITIALIZER = 7, 5
-DIMS, DATA_TYPE, NAME, EXTERNAL_DATA = 1, 2, 8, 13
+DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
 KEY, VALUE = 1, 2
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# TensorProto.DataType; a tensor of another type is left to the runtime.
-DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
+# TensorProto.DataType; numpy has no other.
+DTYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
+DTYPES |= {9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64"}
+# By message, the fields that lead to tensors, and the message in each: every place where onnx.proto has one.
+LEADS_TO_TENSORS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
 
 Field = tuple[int, "int | memoryview"]
 
@@ -36,10 +51,45 @@ class ExternalTensor:
         return np.frombuffer(weights, self.dtype, count, self.offset).reshape(self.shape)
 
 
-def external_tensors(model: Path) -> list[ExternalTensor]:
-    """The external weights of an ONNX file. Raises ValueError or IndexError where it is not one."""
-    content = memoryview(model.read_bytes())
-    graphs = [value for field, value in _fields(content) if field == GRAPH]
+def self_contained(model: ModelFile) -> bytes:
+    """An ONNX file that holds all its weights. Raises BundleError, naming it and where else it keeps them."""
+    content = model.read()
+    try:
+        location = next(external_locations(content), None)
+    except (ValueError, IndexError, RecursionError) as error:
+        raise BundleError(f"{model.path} is not a sound ONNX file ({error}); export the bundle again.") from error
+    if location is not None:
+        raise BundleError(
+            f"{model.path} keeps weights in another file, {location!r}, which is not allowed; save it with all weights "
+            "inside (onnx.save without save_as_external_data) and export the bundle again."
+        )
+    return content
+
+
+def external_locations(content: bytes) -> Iterator[str]:
+    """Of every tensor outside the file, wherever the tensor stands, where it lies; empty where that is not said.
+
+    Raises ValueError, IndexError or RecursionError where it is no ONNX file.
+    """
+    return _locations(memoryview(content), "model")
+
+
+def _locations(content: "int | memoryview", message: str) -> Iterator[str]:
+    for field, value in _fields(content):
+        if message == "tensor":
+            if field == EXTERNAL_DATA:
+                entry = _entry(value)
+                if entry.get(KEY) == "location":
+                    yield entry.get(VALUE, "")
+            elif field == DATA_LOCATION and value != 0:
+                yield ""
+        elif field in LEADS_TO_TENSORS[message]:
+            yield from _locations(value, LEADS_TO_TENSORS[message][field])
+
+
+def external_tensors(content: bytes) -> list[ExternalTensor]:
+    """The external weights of an ONNX file. Raises ValueError, IndexError or KeyError where it is not one of ours."""
+    graphs = [value for field, value in _fields(memoryview(content)) if field == GRAPH]
     found = (_tensor(value) for graph in graphs for field, value in _fields(graph) if field == INITIALIZER)
     return [tensor for tensor in found if tensor is not None]
 
@@ -56,11 +106,18 @@ def _tensor(content: "int | memoryview") -> ExternalTensor | None:
         elif field == NAME:
             name = _text(value)
         elif field == EXTERNAL_DATA:
-            entry = {key: _text(part) for key, part in _fields(value)}
+            entry = _entry(value)
             external[entry[KEY]] = entry[VALUE]
-    if dtype is None or "length" not in external:
+    if "length" not in external:
         return None
+    if dtype is None:
+        # The runtime would read it itself, unchecked.
+        raise ValueError(f"{name} is of a type that numpy has not")
     return ExternalTensor(name, dtype, tuple(shape), int(external.get("offset", "0")), int(external["length"]))
+
+
+def _entry(content: "int | memoryview") -> dict[int, str]:
+    return {key: _text(part) for key, part in _fields(content)}
 
 
 def _fields(content: "int | memoryview") -> Iterator[Field]:
@@ -89,6 +146,9 @@ def _fields(content: "int | memoryview") -> Iterator[Field]:
 def _varint(content: memoryview, position: int) -> tuple[int, int]:
     number = shift = 0
     while True:
+        # What protobuf reads differently is not read at all.
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")
         byte = content[position]
         position += 1
         number |= (byte & 0x7F) << shift

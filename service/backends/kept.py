@@ -2,13 +2,13 @@
 
 import hashlib
 import logging
-import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from service.files import Folder, UnsafeFileError
 
 logger = logging.getLogger("trueodds")
 
@@ -46,11 +46,19 @@ def kept(folder: Path, read: Callable[[Path], Content], write: Callable[[Path], 
     return read(folder)
 
 
-def check_owner(folder: Path) -> None:
-    """Raises FileNotFoundError where there is nothing, DamagedError where others may write."""
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise DamagedError("others may write to it")
+def opened(folder: Path) -> Folder:
+    """Raises FileNotFoundError where there is nothing, DamagedError where it is not this user's alone."""
+    try:
+        return Folder(folder, own=True)
+    except UnsafeFileError as error:
+        raise DamagedError(f"it {error}") from error
+
+
+def make_private(folder: Path) -> None:
+    """For this user alone, whatever the umask: only then are the files in it trusted."""
+    folder.chmod(0o700)
+    for path in folder.iterdir():
+        path.chmod(0o600)
 
 
 def _replace(folder: Path, made: Path, read: Callable[[Path], object]) -> None:

@@ -11,11 +11,13 @@ multiplications, on one core of an AMD EPYC (Zen 4), ONNX Runtime 1.32 and MNN 3
 
 It is not taken on trust. Its converter replaces some operators by approximations (GELU) and gives others another
 shape, so a converted network is served only if all its outputs agree with ONNX Runtime's, and the verdict is kept:
-<cache>/mnn/<key>/graph.mnn and verdict.json. Of its Python package `MNN.tools` is never imported: that installs
-another package and calls the maker.
+<cache>/mnn/<key>/graph.mnn and verdict.json. It opens files only by name, so it is given a copy of the checked bytes in
+memory that nobody can write. Of its Python package `MNN.tools` is never imported: that installs another package and
+calls the maker.
 """
 
 import ctypes
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -34,15 +36,16 @@ import numpy as np
 
 from service.backends import OUTPUTS, Outputs
 from service.backends.agreement import disagreement
-from service.backends.kept import DamagedError, check_owner, kept, key_of
+from service.backends.kept import DamagedError, kept, key_of, make_private, opened
 from service.backends.processor import processor
-from service.bundle import digest
 from service.errors import BackendError
+from service.files import sha256
 from service.images import Pixels
+from service.seal import ModelFile
 
 logger = logging.getLogger("trueodds")
 
-GRAPH, VERDICT = "graph.mnn", "verdict.json"
+MODEL, GRAPH, VERDICT = "model.onnx", "graph.mnn", "verdict.json"
 # Changes when what is written here, or how it is judged, changes.
 FORMAT = 1
 # Odd ones too: another algorithm may be chosen for each.
@@ -66,25 +69,38 @@ class Verdict:
 
 
 class MnnNetwork:
-    """A converted network on so many threads, loaded at its first run: most processes may never need it."""
+    """A converted network on so many threads, loaded at its first run: most processes may never need it.
 
-    def __init__(self, graph: Path, threads: int) -> None:
+    `digest` is the SHA-256 its file must have by then.
+    """
+
+    def __init__(self, graph: Path, digest: str, threads: int) -> None:
         self._graph = graph
+        self._digest = digest
         self._threads = threads
         self._module: Any = None
         self._expr: Any = None
 
     def load(self) -> None:
-        with _silenced():
+        """Raises BackendError."""
+        with _silenced(), _unchangeable(self._content()) as path:
             import MNN.expr
             import MNN.nn
 
             config = {"backend": 0, "numThread": self._threads, "precision": "high"}
             manager = MNN.nn.create_runtime_manager((config,))
-            self._module = MNN.nn.load_module_from_file(
-                str(self._graph), ["pixels"], list(OUTPUTS), runtime_manager=manager
-            )
+            self._module = MNN.nn.load_module_from_file(path, ["pixels"], list(OUTPUTS), runtime_manager=manager)
         self._expr = MNN.expr
+
+    def _content(self) -> bytes:
+        try:
+            with opened(self._graph.parent) as files:
+                content = files.read(self._graph.name)
+        except (OSError, DamagedError) as error:
+            raise BackendError(f"{self._graph} cannot be read: {error}.") from error
+        if sha256(content) != self._digest:
+            raise BackendError(f"{self._graph} has changed.")
+        return content
 
     def forward(self, pixels: Pixels) -> Outputs:
         """(N, H, W, 3) uint8 → the answers. Raises BackendError."""
@@ -109,11 +125,11 @@ def runtime() -> str | None:
     return None
 
 
-def load(model: Path, threads: int, expected: Forward, shape: tuple[int, int], cache: Path | None) -> MnnNetwork:
-    """`model`, an ONNX file, converted: from the cache, else made now, and kept there if that is possible.
+def load(model: ModelFile, threads: int, expected: Forward, shape: tuple[int, int], cache: Path | None) -> MnnNetwork:
+    """`model`, converted: from the cache, else made now, and kept there if that is possible.
 
-    `expected` is how ONNX Runtime answers to images of `shape`, height and width. Raises BackendError where MNN is
-    not installed or answers differently.
+    `expected` is how ONNX Runtime, which has taken the same bytes, answers to images of `shape`, height and width.
+    Raises BackendError where MNN is not installed or answers differently.
     """
     library = runtime()
     if library is None:
@@ -121,7 +137,7 @@ def load(model: Path, threads: int, expected: Forward, shape: tuple[int, int], c
     write = partial(_write, model, expected, shape)
     if cache is not None:
         runs_on = processor()
-        folder = cache / "mnn" / key_of(str(FORMAT), digest(model), library, runs_on.name, runs_on.features)
+        folder = cache / "mnn" / key_of(str(FORMAT), model.sha256, library, runs_on.name, runs_on.features)
         try:
             verdict = kept(folder, read, write)
         except (OSError, DamagedError) as error:
@@ -141,36 +157,46 @@ def load(model: Path, threads: int, expected: Forward, shape: tuple[int, int], c
 
 def read(folder: Path) -> Verdict:
     """Raises FileNotFoundError where there is nothing, DamagedError where it cannot be used."""
-    check_owner(folder)
-    try:
-        verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
-        if verdict.refused is None and digest(folder / GRAPH) != verdict.sha256:
-            raise DamagedError(f"{GRAPH} has changed")
-    except (ValueError, TypeError, OSError) as error:
-        raise DamagedError(f"it cannot be read ({error!r})") from error
+    with opened(folder) as files:
+        try:
+            verdict = Verdict(**json.loads(files.read(VERDICT)))
+            if verdict.refused is None and files.digest(GRAPH) != verdict.sha256:
+                raise DamagedError(f"{GRAPH} has changed")
+        except (ValueError, TypeError, OSError) as error:
+            raise DamagedError(f"it cannot be read ({error!r})") from error
     return verdict
 
 
 def _network(folder: Path, verdict: Verdict, threads: int) -> MnnNetwork:
-    if verdict.refused is not None:
+    if verdict.sha256 is None:
         raise BackendError(f"MNN does not run this network: {verdict.refused}.")
-    return MnnNetwork(folder / GRAPH, threads)
+    return MnnNetwork(folder / GRAPH, verdict.sha256, threads)
 
 
-def _write(model: Path, expected: Forward, shape: tuple[int, int], folder: Path) -> None:
-    graph = folder / GRAPH
-    refused = _convert(model, graph) or _disagreement(MnnNetwork(graph, 1), expected, shape)
-    verdict = Verdict(None if refused else digest(graph), refused)
+def _write(model: ModelFile, expected: Forward, shape: tuple[int, int], folder: Path) -> None:
+    graph, digest = folder / GRAPH, ""
+    # A copy of what was checked, where nobody else can change it.
+    (folder / MODEL).write_bytes(model.read())
+    refused = _convert(folder / MODEL, graph)
+    (folder / MODEL).unlink()
+    make_private(folder)
+    if not refused:
+        with opened(folder) as files:
+            digest = files.digest(GRAPH)
+        refused = _disagreement(MnnNetwork(graph, digest, 1), expected, shape)
     if refused:
         graph.unlink(missing_ok=True)
-    (folder / VERDICT).write_text(json.dumps(asdict(verdict)))
+    (folder / VERDICT).write_text(json.dumps(asdict(Verdict(None if refused else digest, refused))))
+    make_private(folder)
 
 
 def _convert(model: Path, graph: Path) -> str | None:
     """Why it cannot be converted. In a process of its own, which may print, and crash."""
     command = [sys.executable, "-c", CONVERT, str(model), str(graph)]
     try:
-        result = subprocess.run(command, capture_output=True, timeout=CONVERSION_TIMEOUT_S, check=False)  # noqa: S603
+        result = subprocess.run(  # noqa: S603  a fixed program over files of ours; no shell  # nosec B603
+            command, capture_output=True, timeout=CONVERSION_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"it is not converted within {CONVERSION_TIMEOUT_S} s"
     if result.returncode or not graph.is_file():
@@ -202,6 +228,20 @@ def _pictures(count: int, shape: tuple[int, int]) -> Pixels:
     noise = generator.normal(0, 1, (count, *shape, 3)) * contrast
     pixels: Pixels = np.clip(smooth + noise, 0, 255).astype(np.uint8)
     return pixels
+
+
+@contextmanager
+def _unchangeable(content: bytes) -> Iterator[str]:
+    """A path that leads to a copy in memory, sealed against all writing, as long as the context is open."""
+    descriptor = os.memfd_create("trueodds", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

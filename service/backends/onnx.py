@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.backends import OUTPUTS, Backend, Device, Outputs, Placement, Plan, mnn
-from service.backends.optimized import optimized
+from service.backends.external_data import self_contained
+from service.backends.optimized import OptimizedGraph, optimized
 from service.backends.processor import gpu_present, processor
-from service.errors import BackendError
+from service.errors import BackendError, BundleError
 from service.images import Pixels
+from service.seal import ModelFile, Seal, model_file
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -36,7 +38,7 @@ class OnnxBackend:
     device = "cpu"
 
     def __init__(
-        self, model: Path, threads: int, wide_threads: int = 0, winograd: bool = False, cache: Path | None = None
+        self, model: ModelFile, threads: int, wide_threads: int = 0, winograd: bool = False, cache: Path | None = None
     ) -> None:
         import onnxruntime as ort
 
@@ -46,12 +48,14 @@ class OnnxBackend:
             with optimized(model, cache) as graph:
                 # No copies: backed by the mapped file. The sessions point to them, so they must live as long.
                 self._weights = {name: ort.OrtValue.ortvalue_from_numpy(view) for name, view in graph.weights.items()}
-                self._narrow = _session_of(graph.path, self._weights, threads)
-                self._wide = _session_of(graph.path, self._weights, wide_threads) if wide_threads else None
+                self._narrow = _session_of(graph, self._weights, threads)
+                self._wide = _session_of(graph, self._weights, wide_threads) if wide_threads else None
+        except BundleError:
+            raise
         except Exception as error:
             # The runtime raises whatever it likes. Where the model itself is at fault, so does this.
-            logger.warning("%s is optimised at each start: %s", model, error)
-            self._narrow = ort.InferenceSession(model, _options(threads), providers=[CPU])
+            logger.warning("%s is optimised at each start: %s", model.path, error)
+            self._narrow = ort.InferenceSession(self_contained(model), _options(threads), providers=[CPU])
             # A second copy of the weights is not worth it.
             self._wide, wide_threads = None, 0
         self._winograd = self._winograd_form(model, threads, cache) if winograd else None
@@ -69,7 +73,11 @@ class OnnxBackend:
     def forward(self, pixels: Pixels, *, alone: bool = False) -> Outputs:
         images, plan = len(pixels), self.plan
         if self._winograd and plan.winograd_from is not None and images >= plan.winograd_from:
-            return self._winograd.forward(pixels)
+            try:
+                return self._winograd.forward(pixels)
+            except BackendError as error:
+                logger.warning("Winograd's convolutions are not used: %s", error)
+                self._winograd = None
         if self._wide and alone and plan.wide_from is not None and images >= plan.wide_from:
             return self._run(self._wide, pixels)
         return self._run(self._narrow, pixels)
@@ -78,12 +86,12 @@ class OnnxBackend:
     def _run(session: "ort.InferenceSession", pixels: Pixels) -> Outputs:
         return Outputs(*session.run(OUTPUTS, {"pixels": pixels}))
 
-    def _winograd_form(self, model: Path, threads: int, cache: Path | None) -> mnn.MnnNetwork | None:
+    def _winograd_form(self, model: ModelFile, threads: int, cache: Path | None) -> mnn.MnnNetwork | None:
         _, height, width, _ = self._narrow.get_inputs()[0].shape
         try:
             return mnn.load(model, threads, partial(self._run, self._narrow), (height, width), cache)
         except BackendError as error:
-            logger.info("%s: %s", model, error)
+            logger.info("%s: %s", model.path, error)
             return None
 
 
@@ -95,26 +103,29 @@ def load(
     wide_threads: int = 0,
     winograd: bool = False,
     cache: Path | None = None,
+    seal: Seal | None = None,
 ) -> Backend:
     """The bundle in `directory`, ready to run on `threads` CPU threads, or on `wide_threads` when alone.
 
-    `winograd` allows Winograd's convolutions; `cache` keeps what is compiled for this machine. Raises BackendError.
+    `winograd` allows Winograd's convolutions; `cache` keeps what is compiled for this machine. Raises BackendError, or
+    BundleError where the file is not the sealed one or names others.
     """
     # Read as the library is loaded; it would write a device id to the home directory and call its maker.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
+    model = model_file(directory, FILE, seal)
     chosen = choose(device, ort.get_available_providers(), gpu_present())
     if chosen != "cpu":
         from service.backends import onnx_gpu
 
         try:
-            return onnx_gpu.GpuBackend(directory / FILE, chosen, cache)
+            return onnx_gpu.GpuBackend(model, chosen, cache)
         except BackendError as error:
             if device != "auto":
                 raise
             logger.warning("the CPU is used: %s", error)
-    return OnnxBackend(directory / FILE, threads, wide_threads, winograd, cache)
+    return OnnxBackend(model, threads, wide_threads, winograd, cache)
 
 
 def choose(device: Device, available: list[str], gpu: bool) -> Device:
@@ -129,15 +140,16 @@ def choose(device: Device, available: list[str], gpu: bool) -> Device:
     return device
 
 
-def _session_of(graph: Path, weights: "Mapping[str, ort.OrtValue]", threads: int) -> "ort.InferenceSession":
+def _session_of(graph: OptimizedGraph, weights: "Mapping[str, ort.OrtValue]", threads: int) -> "ort.InferenceSession":
     import onnxruntime as ort
 
     options = _options(threads)
     # It was optimised when it was written.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
     for name, value in weights.items():
         options.add_initializer(name, value)
-    return ort.InferenceSession(graph, options, providers=[CPU])
+    return ort.InferenceSession(graph.content, options, providers=[CPU])
 
 
 def _options(threads: int) -> "ort.SessionOptions":

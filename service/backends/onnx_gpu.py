@@ -11,9 +11,12 @@ import numpy as np
 
 from service.backends import OUTPUTS, Device, Outputs, Placement, Plan
 from service.backends.buckets import Buckets
+from service.backends.external_data import self_contained
 from service.backends.processor import gpu_name
 from service.errors import BackendError
+from service.files import Folder
 from service.images import Pixels
+from service.seal import ModelFile
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -31,30 +34,31 @@ class GpuBackend:
 
     plan = Plan()
 
-    def __init__(self, model: Path, device: Device, cache: Path | None = None) -> None:
+    def __init__(self, model: ModelFile, device: Device, cache: Path | None = None) -> None:
         import onnxruntime as ort
 
         # Finds the CUDA libraries that come as wheels.
         ort.preload_dlls()
         self.device: str = device
+        self._path = model.path
         self._graphs = device == "cuda"
-        self._session = self._start(model, cache)
+        self._session = self._start(self_contained(model), cache)
         self.placement = Placement("onnx", device, gpu_name(), f"onnxruntime {ort.__version__}", 1, 0)
         self._buckets = Buckets(self._record)
 
     def forward(self, pixels: Pixels, *, alone: bool = False) -> Outputs:
         return self._buckets.forward(pixels)
 
-    def _start(self, model: Path, cache: Path | None) -> "ort.InferenceSession":
+    def _start(self, model: bytes, cache: Path | None) -> "ort.InferenceSession":
         try:
             return _session(model, self.device, providers(self.device, self._graphs, cache))
         except BackendError:
             raise
         except Exception as error:
             if not self._graphs:
-                raise BackendError(f"ONNX Runtime cannot run {model} on {self.device}: {error}") from error
+                raise BackendError(f"ONNX Runtime cannot run {self._path} on {self.device}: {error}") from error
             # A node that only the CPU can run keeps a graph from being recorded.
-            logger.warning("%s runs without CUDA graphs: %s", model, error)
+            logger.warning("%s runs without CUDA graphs: %s", self._path, error)
             self._graphs = False
             return self._start(model, cache)
 
@@ -117,7 +121,7 @@ def _tensorrt(cache: Path | None) -> dict[str, str]:
     # them from use, so that a warm-up at the largest and the smallest batch leaves an engine for all between.
     if cache is None:
         return {}
-    folder = str(cache / "tensorrt")
+    folder = str(_own(cache / "tensorrt"))
     return {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": folder,
@@ -126,7 +130,17 @@ def _tensorrt(cache: Path | None) -> dict[str, str]:
     }
 
 
-def _session(model: Path, device: str, wanted: list[Provider]) -> "ort.InferenceSession":
+def _own(folder: Path) -> Path:
+    """TensorRT reads its engines by name, unchecked: the folder must be this user's. Raises BackendError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with Folder(folder, own=True):
+            return folder
+    except OSError as error:
+        raise BackendError(f"TensorRT cannot keep its engines: {folder} {error}; see TRUEODDS_COMPILED.") from error
+
+
+def _session(model: bytes, device: str, wanted: list[Provider]) -> "ort.InferenceSession":
     import onnxruntime as ort
 
     options: Any = ort.SessionOptions()

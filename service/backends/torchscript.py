@@ -1,11 +1,13 @@
 """TorchScript: the bundle's traced module, on a GPU where there is one.
 
-The only part of the service that needs torch.
+The only part of the service that needs torch, and the only form of a network that can carry code: it is not even opened
+unless somebody vouches for it.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from service.backends.buckets import Buckets
 from service.backends.processor import processor
 from service.errors import BackendError
 from service.images import Pixels
+from service.seal import ModelFile, Seal, check_vouched, model_file
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +29,7 @@ class TorchScriptBackend:
 
     device = "cpu"
 
-    def __init__(self, path: Path, threads: int, wide_threads: int = 0) -> None:
+    def __init__(self, model: ModelFile, threads: int, wide_threads: int = 0) -> None:
         import torch
 
         if wide_threads <= threads:
@@ -37,7 +40,7 @@ class TorchScriptBackend:
         with deprecation_known():
             # oneDNN's layouts and fusions. Microseconds an image at batch 1 and 4, one core of an AMD EPYC (Zen 4),
             # torch 2.13: cifar10 5985 → 5005, 3334 → 2894; digits 277 → 283, 144 → 105.
-            self._module = torch.jit.optimize_for_inference(_load_module(path, "cpu"))
+            self._module = torch.jit.optimize_for_inference(_load_module(model, "cpu"))
         self.placement = Placement(
             "torchscript", "cpu", processor().name, f"torch {torch.__version__}", threads, wide_threads
         )
@@ -66,10 +69,10 @@ class TorchScriptGpuBackend:
     device = "cuda"
     plan = Plan()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: ModelFile) -> None:
         import torch
 
-        self._module = _load_module(path, "cuda")
+        self._module = _load_module(model, "cuda")
         self.placement = Placement(
             "torchscript", "cuda", torch.cuda.get_device_name(), f"torch {torch.__version__}", 1, 0
         )
@@ -132,11 +135,14 @@ def load(
     wide_threads: int = 0,
     winograd: bool = False,
     cache: Path | None = None,
+    seal: Seal | None = None,
 ) -> Backend:
     """The bundle in `directory`, ready to run on `threads` CPU threads, or on `wide_threads` when alone.
 
-    Raises BackendError.
+    Raises BackendError, or BundleError where the file is not the sealed one or nobody vouches for it.
     """
+    if seal is not None:
+        check_vouched([seal])
     try:
         import torch
     except ImportError as error:
@@ -149,15 +155,26 @@ def load(
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError("torch finds no GPU; set TRUEODDS_DEVICE=cpu or auto.")
     if device != "cpu" and torch.cuda.is_available():
-        return TorchScriptGpuBackend(directory / FILE)
-    return TorchScriptBackend(directory / FILE, threads, wide_threads)
+        return TorchScriptGpuBackend(_sealed(directory, seal))
+    return TorchScriptBackend(_sealed(directory, seal), threads, wide_threads)
 
 
-def _load_module(path: Path, device: str) -> "torch.jit.ScriptModule":
+def _sealed(directory: Path, seal: Seal | None) -> ModelFile:
+    if not ((directory / FILE).is_file() if seal is None else FILE in seal.digests):
+        raise BackendError(
+            f"There is no {directory / FILE}: this bundle has no TorchScript form; set TRUEODDS_BACKEND=onnx."
+        )
+    return model_file(directory, FILE, seal)
+
+
+def _load_module(model: ModelFile, device: str) -> "torch.jit.ScriptModule":
     import torch
 
-    if not path.is_file():
-        raise BackendError(f"There is no {path}: this bundle has no TorchScript form; set TRUEODDS_BACKEND=onnx.")
-    with deprecation_known():
-        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
+    content = model.read()
+    try:
+        with deprecation_known():
+            # torch has its own reader of what is pickled in the archive: Python's is not involved.
+            module: torch.jit.ScriptModule = torch.jit.load(BytesIO(content), map_location=device)
+    except RuntimeError as error:
+        raise BackendError(f"{model.path} is no TorchScript archive; export the bundle again.") from error
     return module.eval()
