@@ -595,7 +595,7 @@ def test_a_request_that_is_over_leaves_nothing_in_memory(served: Served) -> None
     """Its body may be large; the garbage collector, which would find it some day, is not needed."""
 
     def exchanges() -> int:
-        return sum(isinstance(found, protocol.Exchange | DirectExchange) for found in gc.get_objects())
+        return sum(type(found) in (protocol.Exchange, DirectExchange) for found in gc.get_objects())
 
     gc.collect()
     before = exchanges()
