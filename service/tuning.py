@@ -53,6 +53,8 @@ WINOGRAD_GAIN = 1.1
 # Within a few per cent of the best on every processor tried (docs/log.md).
 SAFE = 16
 BUDGET_S = 0.4
+# The least of one round is no least: a lone image, which all will meet, is timed so often in each.
+LONE_SAMPLES = 4
 # Short batches are repeated for so long: else they would have more chances of an undisturbed moment than long ones.
 SAMPLE_S = 0.01
 # When there is time to wait for a quiet machine.
@@ -229,7 +231,7 @@ def sweep(backend: Backend, shape: Shape, budget_s: float) -> Sweep:
                 first = size not in swept.narrow
                 if first and _too_long(swept.narrow, size):
                     break
-                for backend.plan, alone, best in ways:
+                for backend.plan, alone, best in ways * (LONE_SAMPLES if size == 1 else 1):
                     if first:
                         # The first run of a shape allocates, and may compile.
                         backend.forward(batch, alone=alone)
@@ -257,13 +259,16 @@ def safe_limit(seconds: dict[int, float]) -> int:
 
 
 def choose_wide(narrow: dict[int, float], wide: dict[int, float]) -> int | None:
-    """The smallest batch from which on all cores are WIDE_GAIN times as fast as one worker's share; None for none."""
-    found = None
-    for size in sorted(wide, reverse=True):
-        if narrow[size] < wide[size] * WIDE_GAIN:
-            break
-        found = size
-    return found
+    """The smallest batch from which on all cores are WIDE_GAIN times as fast as one worker's share; None for none.
+
+    On the average over the batches from there on, for one of them may have been disturbed, and not slower at that one.
+    """
+    gains = {size: narrow[size] / wide[size] for size in sorted(wide)}
+    for size, gain in gains.items():
+        from_here = [gains[other] for other in gains if other >= size]
+        if gain > 1 and math.prod(from_here) >= WIDE_GAIN ** len(from_here):
+            return size
+    return None
 
 
 def choose_winograd(narrow: dict[int, float], winograd: dict[int, float]) -> int | None:
