@@ -53,10 +53,11 @@ WINOGRAD_GAIN = 1.1
 # Within a few per cent of the best on every processor tried (docs/log.md).
 SAFE = 16
 BUDGET_S = 0.4
-# The least of one round is no least: a lone image, which all will meet, is timed so often in each.
-LONE_SAMPLES = 4
 # Short batches are repeated for so long: else they would have more chances of an undisturbed moment than long ones.
 SAMPLE_S = 0.01
+# But whether a lone image gets all cores hangs on them being free at the same moment, which is the more likely the
+# shorter it is: somebody waits for this service to start, and asks whether it has.
+LONE_SAMPLES, LONE_SAMPLE_S = 12, 0.003
 # When there is time to wait for a quiet machine.
 ATTEMPTS = 5
 
@@ -231,11 +232,12 @@ def sweep(backend: Backend, shape: Shape, budget_s: float) -> Sweep:
                 first = size not in swept.narrow
                 if first and _too_long(swept.narrow, size):
                     break
-                for backend.plan, alone, best in ways * (LONE_SAMPLES if size == 1 else 1):
+                samples, sample_s = (LONE_SAMPLES, LONE_SAMPLE_S) if size == 1 else (1, SAMPLE_S)
+                for backend.plan, alone, best in ways * samples:
                     if first:
                         # The first run of a shape allocates, and may compile.
                         backend.forward(batch, alone=alone)
-                    seconds = _timed(backend, batch, alone=alone)
+                    seconds = _timed(backend, batch, alone, sample_s)
                     best[size] = min(seconds, best.get(size, seconds))
             if time.perf_counter() > deadline:
                 return swept
@@ -390,13 +392,13 @@ def _too_long(best: dict[int, float], size: int) -> bool:
     return size // 2 in best and 1.8 * best[size // 2] > LONGEST_BATCH_S
 
 
-def _timed(backend: Backend, batch: Pixels, *, alone: bool) -> float:
+def _timed(backend: Backend, batch: Pixels, alone: bool, sample_s: float) -> float:
     runs, started = 0, time.perf_counter()
     while True:
         backend.forward(batch, alone=alone)
         runs += 1
         elapsed = time.perf_counter() - started
-        if elapsed >= SAMPLE_S:
+        if elapsed >= sample_s:
             return elapsed / runs
 
 
