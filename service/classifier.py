@@ -20,7 +20,7 @@ from service.registry import Registry, ServedModel
 # A file of up to so many bytes and pixels is decoded on the event loop: a hop to a thread would cost more.
 BYTES_DECODED_ON_LOOP, PIXELS_DECODED_ON_LOOP = 64 * 1024, 128 * 128
 # Files of one request are decoded so many at a time, so that others get a word in and inference begins meanwhile.
-FILES_AT_A_TIME = 16
+FILES_AT_A_TIME = 32
 
 P = ParamSpec("P")
 T = TypeVar("T")
