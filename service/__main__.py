@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from service.board import BOARD, Pulses
 from service.errors import StartupError
 from service.supervisor import Supervisor, start_worker
 
@@ -58,10 +59,20 @@ def supervise(listening: socket.socket) -> int:
     """Run workers that accept from `listening`, until a signal comes. Returns 1 where they cannot start."""
     listening.set_inheritable(True)
     # What the workers of this instance share: see service.metrics and service.board.
-    folder = tempfile.mkdtemp(prefix="trueodds-workers-")
+    # Its end is that of this process, however that comes.
+    life, _held = os.pipe()
+    os.set_inheritable(life, True)
+    try:
+        folder = tempfile.mkdtemp(prefix="trueodds-workers-")
+    except OSError as error:
+        raise StartupError(f"there is no room for temporary files ({error}); set TMPDIR.") from error
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": folder}
     try:
-        return Supervisor(listening, partial(start_worker, listening=listening.fileno(), environment=environment)).run()
+        pulses = Pulses(Path(folder) / BOARD)
+        start = partial(start_worker, listening=listening.fileno(), life=life, environment=environment)
+        return Supervisor(listening, start, pulses.of).run()
+    except OSError as error:
+        raise StartupError(f"the service cannot go on ({error}).") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What the workers of one instance know of each other: how many connections each has, and when it last had work.
+"""What the workers of one instance know of each other: how many connections each has, when it last had work, its pulse.
 
 One row a worker in a small file that all of them map. Whoever writes a row is its only writer and reads may be a moment
 old, so there is no lock; nothing depends on a row being right but how evenly and how fast work is done.
@@ -6,17 +6,22 @@ old, so there is no lock; nothing depends on a row being right but how evenly an
 
 import mmap
 import os
+import sys
 import time
 from pathlib import Path
 
 # Rows for more workers than there will be: one that is replaced may overlap with its successor.
 ROWS = 1024
-CONNECTIONS, ACCEPTED, IMAGES, WORKED, COLUMNS = 0, 1, 2, 3, 4
+CONNECTIONS, ACCEPTED, IMAGES, WORKED, PULSE, COLUMNS = 0, 1, 2, 3, 4, 5
 USED = 1 << 31
+# Its name in the folder that the workers of an instance share.
+BOARD = "workers.board"
 # A worker without an image in hand is between two of them, not idle, until so long has passed.
 IDLE_S = 0.02
 # The largest number a cell holds.
 LARGEST = (1 << 32) - 1
+# What a worker's pulse says of it: not there yet, at a standstill, or else well.
+UNBORN, STUCK = 0, LARGEST
 
 
 class Board:
@@ -31,6 +36,7 @@ class Board:
         # A predecessor that was killed left its last numbers.
         self._cells[self._row * COLUMNS + CONNECTIONS] = USED
         self._cells[self._row * COLUMNS + IMAGES] = 0
+        self._cells[self._row * COLUMNS + PULSE] = UNBORN
         self._others: list[int] = []
         self.refresh()
 
@@ -78,10 +84,26 @@ class Board:
             for row in self._others
         )
 
+    def beat(self, stuck: bool = False) -> None:
+        """Tell who supervises that this worker's event loop turns, or that it had better be replaced."""
+        cell = self._row * COLUMNS + PULSE
+        self._cells[cell] = STUCK if stuck else self._cells[cell] % (STUCK - 1) + 1
+
     def leave(self) -> None:
         """Others forget this worker at their next refresh, though it may still have something to finish."""
         self._used = 0
         self.connections = self._connections
+
+
+class Pulses:
+    """The workers' pulses, as who supervises them sees them."""
+
+    def __init__(self, path: Path) -> None:
+        self._cells = memoryview(_mapped(path)).cast("I")
+
+    def of(self, number: int) -> int:
+        """UNBORN, STUCK, or what changes with every beat."""
+        return self._cells[number % ROWS * COLUMNS + PULSE]
 
 
 def _milliseconds() -> int:
@@ -92,7 +114,11 @@ def _milliseconds() -> int:
 def _mapped(path: Path) -> mmap.mmap:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.ftruncate(file, ROWS * COLUMNS * 4)
+        if sys.platform == "linux":
+            # On a full disk this fails; without, whoever first wrote to a page would be killed.
+            os.posix_fallocate(file, 0, ROWS * COLUMNS * 4)
+        else:
+            os.ftruncate(file, ROWS * COLUMNS * 4)
         return mmap.mmap(file, ROWS * COLUMNS * 4)
     finally:
         os.close(file)

@@ -12,9 +12,11 @@ import numpy as np
 from service import images
 from service.answers import Row
 from service.batching import Priority
+from service.board import Board
 from service.cache import AnswerCache, key_of
 from service.errors import Problem
 from service.images import InputSpec, Pixels
+from service.pulse import Pulse
 from service.registry import Registry, ServedModel
 
 # A file of up to so many bytes and pixels is decoded on the event loop: a hop to a thread would cost more.
@@ -39,12 +41,14 @@ class Classifier:
         decoding_threads: int,
         cache: AnswerCache,
         count_cached: Callable[[str, int, int], None],
+        pulse: Pulse | None = None,
     ) -> None:
         """`count_cached` learns, by a model's name, how many answers the cache had and had not."""
         self.registry = registry
         self._max_pixels = max_pixels
         self._cache = cache
         self._count_cached = count_cached
+        self._pulse = pulse or Pulse(Board())
         # Pillow warns of odd metadata, which are of no use here, once for each file.
         warnings.filterwarnings("ignore", module="PIL")
         self._decoders = ThreadPoolExecutor(decoding_threads, thread_name_prefix="decode")
@@ -126,7 +130,9 @@ class Classifier:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(call, *args, **kwargs))
 
     def _decoded(self, file: bytes, spec: InputSpec) -> Pixels:
-        return _pixels_of(images.read_header(file, self._max_pixels), spec)
+        """In a thread."""
+        with self._pulse.watching("decoding an image"):
+            return _pixels_of(images.read_header(file, self._max_pixels), spec)
 
 
 def _or_problem(decode: Callable[[bytes, InputSpec], T], file: bytes, spec: InputSpec) -> T | Problem:

@@ -50,6 +50,7 @@ class Front:
         self._bentoml_paths = bentoml_paths
         self._settings = settings
         self._worker: Worker | None = None
+        self._leaving = False
         # What changes with the models only, made once.
         self._documents = {
             "/": Response.cacheable_json({"name": openapi["info"]["title"], **START}),
@@ -60,6 +61,10 @@ class Front:
         """Stand in front of BentoML's application; returns what is to be served."""
         self._bentoml = bentoml
         return self
+
+    def leaves(self) -> None:
+        """The service is about to end: whoever asks whether it is ready should send requests elsewhere."""
+        self._leaving = True
 
     def stopped(self) -> None:
         """The worker ends."""
@@ -134,6 +139,8 @@ class Front:
                 return Response.json({"status": "alive"})
             case "/readyz":
                 _check_method(request, "GET")
+                if self._leaving:
+                    raise NotReady("The service is ending; ask elsewhere.")
                 return Response.json({"status": "ready", "models": list(self._ready().registry.models)})
             case "/metrics":
                 _check_method(request, "GET")

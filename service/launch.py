@@ -8,19 +8,25 @@ shall be.
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import uvicorn
 
 from service import bundle, registry
 from service.errors import StartupError
+from service.lines import Lines, LinesHandler
 from service.protocol import Application
 from service.seal import check_vouched
 from service.settings import Settings
 from service.worker import Worker
 
+# How long a worker that has lost its supervisor takes to end, at most.
+ORPHAN_S = 28.0
 LOG_FORMAT = "%(asctime)s [%(levelname)s] [worker:{number}] %(message)s"
 
 
@@ -30,6 +36,8 @@ def serve(settings: Settings, listening: socket.socket, number: int) -> bool:
     worker = Worker(settings, Path(folder) if folder else None, number)
     config = uvicorn.Config(worker.before(lambda: _bentoml(number)), log_config=None, server_header=False)
     server = worker.server(config)
+    # Must not stop in mid-air what SIGTERM would end: see service.supervisor.
+    signal.signal(signal.SIGUSR1, server.retire)
     server.run(sockets=[listening])
     return server.started
 
@@ -38,6 +46,18 @@ def _bentoml(number: int) -> Application:
     from service.api import TrueOdds
 
     return TrueOdds.behind(number)
+
+
+def end_with(supervisor: int) -> None:
+    """End as at SIGTERM when the supervisor does, whose end of the pipe `supervisor` then closes."""
+
+    def wait() -> None:
+        os.read(supervisor, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="orphan", daemon=True).start()
 
 
 def check(settings: Settings) -> bool:
@@ -65,30 +85,34 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service.launch", description=__doc__)
     parser.add_argument("--socket", type=int, required=True, help="descriptor of the listening socket")
     parser.add_argument("--number", type=int, required=True, help="counted from 1 among the workers of an instance")
+    parser.add_argument("--life", type=int, help="descriptor of a pipe that ends with the supervisor")
     parser.add_argument("--tell", type=int, help="descriptor to write the number of workers to, once they may start")
     arguments = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.WARNING,
-        stream=sys.stdout,
+        handlers=[LinesHandler(Lines(sys.stdout, "log"))],
         format=LOG_FORMAT.format(number=arguments.number),
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
+    if arguments.life is not None:
+        end_with(arguments.life)
     try:
         settings = Settings.from_environment()
         if arguments.tell is not None:
             heavy = check(settings)
-            os.write(arguments.tell, b"%d\n" % settings.worker_count)
+            os.write(arguments.tell, b"%d %g\n" % (settings.worker_count, settings.drain_s))
             os.close(arguments.tell)
             if heavy:
-                _start_anew(arguments.socket, arguments.number)
+                _start_anew(arguments.socket, arguments.number, arguments.life)
         return int(not serve(settings, socket.socket(fileno=arguments.socket), arguments.number))
     except StartupError as error:
         print(f"trueodds: {error}", file=sys.stderr)
         return 1
 
 
-def _start_anew(listening: int, number: int) -> None:
+def _start_anew(listening: int, number: int, life: int | None) -> None:
     worker = ["service.launch", "--socket", str(listening), "--number", str(number)]
+    worker += [] if life is None else ["--life", str(life)]
     os.execv(sys.executable, [sys.executable, "-m", *worker])  # noqa: S606  no shell is wanted  # nosec B606
 
 

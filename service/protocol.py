@@ -40,6 +40,9 @@ READ_AHEAD_BYTES = 256 * 1024
 LINGERING_BYTES, LINGERING_S = 64 * 1024 * 1024, 5.0
 # A client that reads nothing of its answer for so long has gone.
 STUCK_WRITE_S = 30.0
+# Once the server ends, no client is waited for longer, and one that asks nothing has so long to ask a last time: what
+# it sends while its connection is being closed would be lost.
+ENDING_PATIENCE_S, LAST_WORD_S = 10.0, 1.0
 # A body up to this size is joined to its head, which is cheaper than a second buffer to write.
 JOINED_BYTES = 64 * 1024
 NEVER = float("inf")
@@ -87,10 +90,24 @@ class Connections:
     heads: Heads[Direct] = field(default_factory=Heads)
     # Accepted, and not in `open` yet.
     connecting: int = 0
+    # The next answer of each connection is its last.
+    ending: bool = False
 
     def count(self) -> None:
         """Their number has changed."""
         self.board.connections = len(self.open) + self.connecting
+
+    def end(self) -> None:
+        """Let each connection end with its next answer."""
+        self.tick()
+        self.ending = True
+        for connection in self.open:
+            connection.may_ask_once_more()
+
+    def abort(self) -> None:
+        """End those that are left, answered or not."""
+        for connection in list(self.open):
+            connection.transport.abort()
 
     def tick(self) -> None:
         """Once a second or so: the time of day, and an end to what is overdue. Cheaper than timers for each request."""
@@ -260,6 +277,12 @@ class Connection(asyncio.Protocol):
             self._ending and not self._waiting and not self._refusal
         )
 
+    def announces_end(self, exchange: "Exchange | DirectExchange") -> bool:
+        """As `is_last`, asked when the answer's head is written: what it says of the connection holds from then on."""
+        if self.shared.ending and not (self._waiting or self._in_head):
+            self._ending = True
+        return self.is_last(exchange)
+
     def answered(self, exchange: "Exchange | DirectExchange") -> None:
         """The whole answer is written."""
         ends = self.is_last(exchange)
@@ -276,14 +299,10 @@ class Connection(asyncio.Protocol):
             self.resume_reading()
         self._since = self.shared.now
 
-    def shut_down(self) -> None:
-        """Answer what has been asked, then close."""
-        self._ending = True
-        if not (self._current or self._in_head):
-            self.transport.close()
-
-    # uvicorn's name for it.
-    shutdown = shut_down
+    def may_ask_once_more(self) -> None:
+        """The server ends."""
+        if not (self._current or self._in_head or self._lingering):
+            self._since = self.shared.now
 
     def is_overdue(self) -> bool:
         """Whether the client has kept us waiting for too long; while the application works it cannot."""
@@ -353,6 +372,13 @@ class Connection(asyncio.Protocol):
         self._task = self._loop.create_task(exchange.run(self.shared.application))
 
     def _patience_s(self) -> float:
+        usual = self._usual_patience_s()
+        if not self.shared.ending or usual == NEVER:
+            return usual
+        asks = self._drained or self._current or self._in_head or self._lingering
+        return min(usual, ENDING_PATIENCE_S if asks else LAST_WORD_S)
+
+    def _usual_patience_s(self) -> float:
         deadlines = self.shared.deadlines
         if self._lingering:
             return LINGERING_S
@@ -555,7 +581,7 @@ class Exchange:
         elif not framed:
             # Its end is that of the connection.
             self.keep_alive = False
-        if self._connection.is_last(self):
+        if self._connection.announces_end(self):
             return framing + b"connection: close\r\n"
         return framing + (b"" if self._scope["http_version"] == "1.1" else b"connection: keep-alive\r\n")
 
@@ -591,7 +617,7 @@ class DirectExchange:
         """The whole answer, to a client that has not left. `lines` are as for `Exchange.respond`."""
         connection = self._connection
         self.left = None
-        end = b"connection: close\r\n\r\n" if connection.is_last(self) else b"\r\n"
+        end = b"connection: close\r\n\r\n" if connection.announces_end(self) else b"\r\n"
         connection.transport.write(b"".join((STATUS_LINES[status], connection.shared.date, lines, end, body)))
         if connection._drained:
             # As long as the client does not read, nothing more is taken from it.

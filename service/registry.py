@@ -17,6 +17,7 @@ from service.board import Board
 from service.bundle import Bundle
 from service.errors import UnknownModel
 from service.images import Pixels
+from service.pulse import Pulse
 from service.settings import Settings
 from service.tuning import Measured
 from service.turns import Turns
@@ -67,7 +68,11 @@ class Registry:
 
 
 def load(
-    settings: Settings, board: Board, report: Callable[[str, BatchReport], None], cache: Path | None = None
+    settings: Settings,
+    board: Board,
+    report: Callable[[str, BatchReport], None],
+    cache: Path | None = None,
+    pulse: Pulse | None = None,
 ) -> Registry:
     """Load and warm up every model of the settings; `report` learns of each batch. Raises StartupError.
 
@@ -78,7 +83,7 @@ def load(
     bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
     warm = {name: _warm_backend(found, settings, cache) for name, found in bundles.items()}
     on_loop = settings.thread_count == 1 and all(backend.device == "cpu" for backend, _ in warm.values())
-    turns = Turns(executor, board, on_loop)
+    turns = Turns(executor, board, on_loop, pulse)
     models = {
         name: _serve(found, *warm[name], settings, turns, partial(report, name)) for name, found in bundles.items()
     }

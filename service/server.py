@@ -8,15 +8,18 @@ connections than another lets it go first.
 import asyncio
 import errno
 import logging
+import signal
 import socket
 import struct
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from service.board import Board
 from service.protocol import Connection, Connections, Deadlines
+from service.pulse import BEATS_A_SECOND, Pulse
 
 logger = logging.getLogger("trueodds")
 
@@ -31,8 +34,12 @@ ROUND_S = 0.1
 # With no descriptor or memory left for another connection, until some may be free again.
 EXHAUSTED_S = 0.1
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# From when nobody new gets in: what is not answered by then is given up.
+END_S = 20.0
 # Connections accepted in one turn of the event loop.
 ACCEPTED_AT_ONCE = 256
+# More than these do not wait to be accepted.
+BACKLOG = 2048
 
 
 class Listener:
@@ -51,6 +58,11 @@ class Listener:
         self._watch()
 
     def close(self) -> None:
+        """Accept what has come by now: the system would cut it off."""
+        if not self._closed:
+            self._impatient_until = float("inf")
+            for _ in range(BACKLOG // ACCEPTED_AT_ONCE):
+                self._accept()
         self._loop.remove_reader(self._socket)
         self._closed = True
 
@@ -127,12 +139,24 @@ def _pending(listening: socket.socket) -> int:
 class Server(uvicorn.Server):
     """uvicorn's start, signals and end around our listener and protocol."""
 
-    def __init__(self, config: uvicorn.Config, deadlines: Deadlines, board: Board) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        deadlines: Deadlines,
+        board: Board,
+        pulse: Pulse | None = None,
+        drain_s: float = 0.0,
+        leave: Callable[[], None] = lambda: None,
+    ) -> None:
+        """SIGTERM: `leave` is called, and `drain_s` later nobody new gets in."""
         # In place of protocols that uvicorn would import for nothing.
         config.http, config.ws = Connection, "none"
         super().__init__(config)
         self._board = board
         self._deadlines = deadlines
+        self._pulse = pulse or Pulse(board)
+        self._drain_s = drain_s
+        self._leave = leave
         self._connecting: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -145,21 +169,49 @@ class Server(uvicorn.Server):
             state=self.lifespan.state,
             board=self._board,
         )
-        # uvicorn's shutdown waits for these to end, and none ends before it has answered.
-        self.server_state.connections = self._connections.open  # type: ignore[assignment]
         self._connections.tick()
-        self.servers = [Listener(each, self._board, self._connect) for each in sockets or ()]  # type: ignore[misc]
+        self._listeners = [Listener(each, self._board, self._connect) for each in sockets or ()]
+        self.servers = []
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if counter % round(TICK_S / 0.1) == 0:
+        self._pulse.beat()
+        if counter % round(TICK_S * BEATS_A_SECOND) == 0:
             self._connections.tick()
             self._board.refresh()
         return await super().on_tick(counter)
 
+    def retire(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler: as SIGTERM, but others take this worker's place or nobody is to be told."""
+        self._drain_s = 0.0
+        self._leave = lambda: None
+        self.handle_exit(signal.SIGTERM, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was begun."""
+        self._leave()
+        await self._turn_until(self._drain_s, lambda: self.force_exit)
+        for listener in self._listeners:
+            listener.close()
         self._board.leave()
-        await super().shutdown(sockets)
+        for each in sockets or ():
+            each.close()
+        self._connections.end()
+        await self._turn_until(END_S, self._is_deserted)
+        self._connections.abort()
+        await super().shutdown()
+
+    def _is_deserted(self) -> bool:
+        return self.force_exit or not (self._connections.open or self._connecting)
+
+    async def _turn_until(self, seconds: float, done: Callable[[], bool]) -> None:
+        """As long as usual things go on, for so long at most."""
+        for _ in range(round(seconds * BEATS_A_SECOND)):
+            if done():
+                return
+            self._pulse.beat()
+            self._connections.tick()
+            await asyncio.sleep(1 / BEATS_A_SECOND)
 
     def _connect(self, accepted: socket.socket) -> None:
         self._connections.connecting += 1

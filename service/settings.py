@@ -51,6 +51,7 @@ class Settings(BaseModel):
     header_timeout_s: Positive = 10
     body_timeout_s: Positive = 30
     keep_alive_s: Positive = 75
+    drain_s: Annotated[float, Field(ge=0, le=20)] = 1.0
     cache_bytes: Annotated[int, Field(ge=0)] = 0
     compiled: Path = Field(default_factory=lambda: _cache_home() / "trueodds")
     access_log_sample: Share = 0.01

@@ -6,6 +6,7 @@ take longer for both and finish neither sooner.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -14,11 +15,14 @@ from typing import Any
 from service.batching import Batcher, Part, Ran
 from service.board import Board
 from service.errors import NotReady
+from service.pulse import Pulse
 
 # A batch expected to take no longer runs on the event loop itself, if the worker has one core: nothing could run beside
 # it, and each change between a thread that infers and a loop that decodes leaves both with cold caches. Two cores of
 # an EPYC (Zen 4), 0.93 ms an image, 64 connections: 1.09 ms of CPU a request on the loop, 1.17 by way of a thread.
 SECONDS_ON_LOOP = 0.05
+# A batch in a thread may take so many times as long as expected, or so long an image where nothing is known yet.
+MUCH_LONGER, UNKNOWN_IMAGE_S = 10, 0.25
 
 AnyBatcher = Batcher[Any]
 Batch = list[Part[Any]]
@@ -27,10 +31,11 @@ Batch = list[Part[Any]]
 class Turns:
     """Gives turns on one device to the batchers of one event loop."""
 
-    def __init__(self, executor: Executor, board: Board, on_loop: bool) -> None:
+    def __init__(self, executor: Executor, board: Board, on_loop: bool, pulse: Pulse | None = None) -> None:
         """`on_loop`: batches run on the event loop, as they should where it has one core and not where it has a GPU."""
         self._executor = executor
         self._board = board
+        self._pulse = pulse or Pulse(board)
         self._seconds_on_loop = SECONDS_ON_LOOP if on_loop else 0.0
         self._waiting: set[AnyBatcher] = set()
         # What the model whose turn came last had used by then.
@@ -90,12 +95,20 @@ class Turns:
             return
         loop = asyncio.get_running_loop()
         try:
-            running = self._executor.submit(batcher.run, batch, alone)
+            running = self._executor.submit(self._watched, batcher, batch, alone)
         except RuntimeError:
             batcher.refuse(batch, NotReady("The service is stopping; retry elsewhere."))
             return
         self._busy = True
         running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, batcher, batch, done.result))
+
+    def _watched(self, batcher: AnyBatcher, batch: Batch, alone: bool) -> Ran[Any]:
+        """In a thread."""
+        expected_s = batcher.expected_s(batch)
+        images = sum(part.stop - part.start for part in batch)
+        may_take_s = UNKNOWN_IMAGE_S * images if math.isinf(expected_s) else MUCH_LONGER * expected_s
+        with self._pulse.watching("a batch", may_take_s):
+            return batcher.run(batch, alone)
 
     def _ran(self, batcher: AnyBatcher, batch: Batch, result: Callable[[], Ran[Any]]) -> None:
         self._busy = False

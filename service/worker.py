@@ -12,7 +12,7 @@ import uvicorn
 
 from service import VERSION, registry
 from service.access_log import AccessLog
-from service.board import Board
+from service.board import BOARD, Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
 from service.http import Front
@@ -20,6 +20,7 @@ from service.late import Late
 from service.metrics import Metrics
 from service.openapi import document
 from service.protocol import Application
+from service.pulse import Pulse
 from service.server import Server
 from service.settings import Settings, available_cores
 
@@ -33,13 +34,13 @@ BENTOML_PATHS = frozenset({"/schema.json", PIXELS_ROUTE})
 class Models:
     """Every model loaded and warm, and what counts and logs what they are asked."""
 
-    def __init__(self, settings: Settings, board: Board, folder: Path | None) -> None:
+    def __init__(self, settings: Settings, board: Board, folder: Path | None, pulse: Pulse) -> None:
         self.metrics = Metrics(folder)
         self.log = AccessLog(sys.stderr, settings.access_log_sample)
-        models = registry.load(settings, board, self.metrics.batch, cache=settings.compiled)
+        models = registry.load(settings, board, self.metrics.batch, cache=settings.compiled, pulse=pulse)
         self.metrics.served(models)
         cache = AnswerCache(settings.cache_bytes)
-        self.classifier = Classifier(models, settings.max_pixels, available_cores(), cache, self.metrics.cached)
+        self.classifier = Classifier(models, settings.max_pixels, available_cores(), cache, self.metrics.cached, pulse)
 
     def close(self) -> None:
         self.classifier.close()
@@ -59,7 +60,8 @@ class Worker:
         Worker.of_this_process = self
         self.settings = settings
         self._folder = folder
-        self._board = Board(folder and folder / "workers.board", number)
+        self._board = Board(folder and folder / BOARD, number)
+        self._pulse = Pulse(self._board)
         self._front = Front(BENTOML_PATHS, settings, document(VERSION))
         self._models: Models | None = None
 
@@ -68,11 +70,13 @@ class Worker:
         return self._front.before(Late(make, self.models, self._front.stopped))
 
     def server(self, config: uvicorn.Config) -> Server:
-        return Server(config, self.settings.deadlines, self._board)
+        return Server(
+            config, self.settings.deadlines, self._board, self._pulse, self.settings.drain_s, self._front.leaves
+        )
 
     def models(self) -> Models:
         """Loaded when first asked for. Raises StartupError."""
         if self._models is None:
-            self._models = Models(self.settings, self._board, self._folder)
+            self._models = Models(self.settings, self._board, self._folder, self._pulse)
             self._front.started(self._models)
         return self._models

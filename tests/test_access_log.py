@@ -7,7 +7,8 @@ import time
 from io import StringIO
 from typing import Any
 
-from service.access_log import WAITING_LINES, AccessLog
+from service.access_log import AccessLog
+from service.lines import WAITING_LINES
 
 
 def lines(output: StringIO) -> list[dict[str, Any]]:

@@ -470,10 +470,10 @@ def test_shutting_down_answers_what_was_asked(served: Served) -> None:
         read_answer(idle)
         busy.sendall(GET % b"/slow?0.3" + GET % b"/next")
         time.sleep(0.1)
-        for connection in list(served.connections.open):
-            served.in_loop(connection.shut_down)
+        served.in_loop(served.connections.end)
         assert idle.recv(1) == b""
         received = read_all(busy)
+    served.connections.ending = False
     assert statuses(received) == [200, 200]
     assert received.count(b"connection: close") == 1
 
@@ -585,9 +585,9 @@ def test_shutting_down_gives_direct_answers(offered: Served) -> None:
     with offered.connect() as client:
         client.sendall(direct(b"late"))
         time.sleep(0.05)
-        for connection in list(offered.connections.open):
-            offered.in_loop(connection.shut_down)
+        offered.in_loop(offered.connections.end)
         received = read_all(client)
+    offered.connections.ending = False
     assert received.endswith(b"connection: close\r\n\r\ndirect|late")
 
 

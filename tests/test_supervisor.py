@@ -25,7 +25,7 @@ def start(number, tell):
         return pid
     import signal
     signal.set_wakeup_fd(-1)
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for each in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)
     if tell is not None:
         if wanted == b"none":
@@ -161,7 +161,7 @@ def test_hangup_replaces_all_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("service.__main__", {"asyncio", "bentoml", "numpy", "pydantic", "subprocess"}),
+        ("service.__main__", {"asyncio", "bentoml", "dataclasses", "inspect", "numpy", "pydantic", "subprocess"}),
         ("service.launch", {"_bentoml_sdk", "_bentoml_impl", "bentoml", "opentelemetry", "rich", "starlette"}),
     ],
 )
