@@ -5,6 +5,8 @@ PORT ?= 3000
 HOST ?= 127.0.0.1
 MODEL ?= digits
 VERSION ?= 1
+RUNS ?= 100000
+ATHERIS := 3.0.0
 VENV := .venv
 BIN := $(VENV)/bin
 # The GPU build where there is an NVIDIA driver; GPU=0 or GPU=1 decides otherwise.
@@ -23,7 +25,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing dev torch
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format train export sign load bench image image-test lock sbom clean
+.PHONY: help serve test test-fast check format fuzz train export sign load bench image image-test lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,11 @@ check: $(VENV)/dev ## lint, format, types, import contracts, security lint
 format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# atheris has no wheel for every Python, so it is installed for this only.
+fuzz: $(VENV)/dev ## look for images that the decoder stumbles over: RUNS (100000) of them
+	$(PIP_INSTALL) --no-deps atheris==$(ATHERIS)
+	$(BIN)/python -m tests.abuse.fuzz_images --runs $(RUNS)
 
 train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
 	$(BIN)/python -m models.train $(MODEL)

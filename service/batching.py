@@ -2,8 +2,8 @@
 
 Work-conserving: when the backend is free, whatever waits is dispatched, up to `max_batch_size`; an idle backend never
 waits for company. Batches therefore form by themselves under load, and a lone request is answered at once. Nothing
-waits for ever: what was not dispatched by its deadline is refused rather than answered late, what nobody waits for any
-more is dropped, and what would not fit is refused at the door.
+waits for ever: what was not dispatched by its deadline is refused then, what nobody waits for any more is dropped, and
+what would not fit is refused at the door. A part of the queue is kept for those who wait for one answer.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ Answer_co = TypeVar("Answer_co", covariant=True)
 BULK_SHARE = 0.25
 # How much of the last batch's time an image goes into what the next is expected to take.
 SMOOTHING = 0.2
+# What is late is refused so many seconds after its deadline, if no batch is taken before: in company, by one timer.
+GRACE_S = 0.005
 
 
 class Priority(Enum):
@@ -41,12 +43,16 @@ class Priority(Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """max_batch_size and max_queue_size count images; max_queue_bytes their pixels; max_wait_s is in seconds."""
+    """max_batch_size and max_queue_size count images; max_queue_bytes their pixels; max_wait_s is in seconds.
+
+    interactive_share of the queue, in images and in bytes, is out of bulk's reach.
+    """
 
     max_batch_size: int
     max_queue_size: int
     max_wait_s: float
     max_queue_bytes: int = 256 * 1024 * 1024
+    interactive_share: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,10 @@ class Job(Generic[Answer]):
         if not self.unanswered:
             self._tell(self.waiter.set_result, self.answers)
 
+    def is_over(self, now: float) -> bool:
+        """Whether it is late, or nobody waits for it."""
+        return self.deadline < now or self.waiter.done()
+
     def refuse(self, error: Exception) -> None:
         """There will be no answers."""
         self._tell(self.waiter.set_exception, error)
@@ -135,19 +145,47 @@ class Queue(Generic[Answer]):
         self._interactive: OrderedDict[Job[Answer], None] = OrderedDict()
         self._bulk: OrderedDict[Job[Answer], None] = OrderedDict()
         self._bulk_credit = 0.0
-        self.images = 0
-        self.bytes = 0
+        self.images = self.bytes = 0
+        # Of these, bulk's.
+        self._bulk_images = self._bulk_bytes = 0
+        # How long an image takes to leave, in seconds, as far as known.
+        self.pace_s = 0.0
 
     def put(self, job: Job[Answer], priority: Priority) -> None:
         """Raises Overloaded when the queue is full. An empty one takes whatever a request may hold."""
         size, limits = len(job.pixels), self._limits
-        if self.images and (
-            self.images + size > limits.max_queue_size or self.bytes + size * job.image_bytes > limits.max_queue_bytes
-        ):
-            raise Overloaded(f"{self.images} images already wait for this model; retry later.")
-        (self._bulk if priority is Priority.BULK else self._interactive)[job] = None
-        self.images += size
-        self.bytes += size * job.image_bytes
+        size_bytes, bulk = size * job.image_bytes, priority is Priority.BULK
+        fits = self.images + size <= limits.max_queue_size and self.bytes + size_bytes <= limits.max_queue_bytes
+        if self.images and (bulk or not fits) and not self._fits_share(size, size_bytes, bulk, fits):
+            raise self._overloaded(f"{self.images} images already wait for this model; retry later.")
+        self._count(bulk, size, size_bytes)
+        (self._bulk if bulk else self._interactive)[job] = None
+
+    def _fits_share(self, size: int, size_bytes: int, bulk: bool, fits: bool) -> bool:
+        """Bulk stays within its share; the others have theirs, even beside a request that fills the queue."""
+        limits = self._limits
+        if bulk:
+            images, octets, share = self._bulk_images, self._bulk_bytes, 1 - limits.interactive_share
+        else:
+            images, octets = self.images - self._bulk_images, self.bytes - self._bulk_bytes
+            share = limits.interactive_share
+        within = (
+            images + size <= share * limits.max_queue_size and octets + size_bytes <= share * limits.max_queue_bytes
+        )
+        return within and (fits or not bulk)
+
+    def _count(self, bulk: bool, images: int, octets: int) -> None:
+        """So many more images and bytes wait, or fewer."""
+        self.images += images
+        self.bytes += octets
+        if bulk:
+            self._bulk_images += images
+            self._bulk_bytes += octets
+
+    def _overloaded(self, detail: str) -> Overloaded:
+        """Retry when what waits now has gone: by the pace of late, and by max_wait_s at the latest."""
+        seconds = min(self.images * self.pace_s, self._limits.max_wait_s)
+        return Overloaded(detail, max(1, math.ceil(seconds)))
 
     def forget(self, job: Job[Answer]) -> None:
         """Nobody waits for this job any more: what is left of it counts no longer and will not be taken."""
@@ -155,8 +193,17 @@ class Queue(Generic[Answer]):
             if job in jobs:
                 del jobs[job]
                 left = len(job.pixels) - job.taken
-                self.images -= left
-                self.bytes -= left * job.image_bytes
+                self._count(jobs is self._bulk, -left, -left * job.image_bytes)
+
+    def refuse_late(self, now: float) -> float:
+        """Refuse what is late and drop what nobody waits for; returns the earliest deadline of what is left."""
+        for job in [job for jobs in (self._interactive, self._bulk) for job in jobs if job.is_over(now)]:
+            self._refuse(job)
+        return min((job.deadline for jobs in (self._interactive, self._bulk) for job in jobs), default=math.inf)
+
+    def _refuse(self, job: Job[Answer]) -> None:
+        self.forget(job)
+        job.refuse(self._overloaded("No batch was free in time; retry later."))
 
     def take(self, now: float) -> list[Part[Answer]]:
         """The batch that goes next, oldest first within a priority. What is late is refused."""
@@ -181,17 +228,15 @@ class Queue(Generic[Answer]):
         """Move images from `jobs` to `batch`; returns the room that is left."""
         while jobs and room:
             job = next(iter(jobs))
-            if job.waiter.done() or job.deadline < now:
-                self.forget(job)
-                job.refuse(Overloaded("No batch was free in time; retry later."))
+            if job.is_over(now):
+                self._refuse(job)
                 continue
             start = job.taken
             job.taken = stop = min(len(job.pixels), start + room)
             part = Part(job, start, stop)
             batch.append(part)
             room -= stop - start
-            self.images -= stop - start
-            self.bytes -= (stop - start) * job.image_bytes
+            self._count(jobs is self._bulk, start - stop, (start - stop) * job.image_bytes)
             if stop == len(job.pixels):
                 del jobs[job]
         return room
@@ -230,6 +275,11 @@ class Batcher(Generic[Answer]):
         self.used_s = 0.0
         # Not known before the first batch.
         self._image_s = math.inf
+        # When the last batch ended.
+        self._ended = -math.inf
+        # One timer for all that waits: set to the earliest deadline, or to one that was.
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
 
     @property
     def limits(self) -> Limits:
@@ -239,6 +289,10 @@ class Batcher(Generic[Answer]):
     def queued(self) -> int:
         """Images waiting for a batch."""
         return self._queue.images
+
+    def after(self, seconds: float) -> float:
+        """A time so many seconds from now, on the batcher's clock, as `deadline` is meant."""
+        return self._clock() + seconds
 
     async def submit(
         self, pixels: Pixels, priority: Priority = Priority.INTERACTIVE, deadline: float = math.inf
@@ -268,8 +322,24 @@ class Batcher(Generic[Answer]):
         now = self._clock()
         job = Job(pixels, now, min(deadline, now + self._limits.max_wait_s), waiter)
         self._queue.put(job, priority)
+        if job.deadline < self._alarm_at:
+            self._set_alarm(job.deadline, now)
         self._turns.ask(self, len(pixels))
         return job
+
+    def _set_alarm(self, deadline: float, now: float) -> None:
+        if self._alarm:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = asyncio.get_running_loop().call_later(deadline - now + GRACE_S, self._refuse_late)
+
+    def _refuse_late(self) -> None:
+        self._alarm, self._alarm_at = None, math.inf
+        before, now = self._queue.images, self._clock()
+        earliest = self._queue.refuse_late(now)
+        self._turns.done(before - self._queue.images)
+        if earliest < math.inf:
+            self._set_alarm(earliest, now)
 
     def leave(self, job: Job[Answer]) -> None:
         """Nobody waits for this job any more."""
@@ -301,13 +371,21 @@ class Batcher(Generic[Answer]):
         self.used_s += seconds
         known = seconds / size if math.isinf(self._image_s) else self._image_s
         self._image_s = known + SMOOTHING * (seconds / size - known)
-        waited = ran.started - min(part.job.since for part in batch)
+        since = min(part.job.since for part in batch)
+        waited = ran.started - since
+        self._note_pace((ran.ended - max(since, self._ended)) / size)
+        self._ended = ran.ended
         self._give(batch, ran.answers)
         try:
             self._report(BatchReport(size, waited, seconds))
         except Exception:
             # Whoever counts batches must not hold up the next.
             logger.exception("a batch could not be reported")
+
+    def _note_pace(self, image_s: float) -> None:
+        """So long each image of a batch took to leave, other models' turns included."""
+        known = self._queue.pace_s or image_s
+        self._queue.pace_s = known + SMOOTHING * (image_s - known)
 
     def refuse(self, batch: list[Part[Answer]], error: Exception) -> None:
         """Tell those who wait for a batch that it cannot run."""

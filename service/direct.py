@@ -4,6 +4,7 @@ What a head asks for is read once, on the usual way in `service.http`. From then
 place in the queue and, when its batch is done, an answer to write: plain calls, with no coroutine and no task.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,9 +24,15 @@ class DirectClassification:
     """Answers the requests of one head, which asks this question."""
 
     def __init__(
-        self, question: Question, classifier: Classifier, max_bytes: int, given_id: str | None, done: Done
+        self,
+        question: Question,
+        classifier: Classifier,
+        max_bytes: int,
+        given_id: str | None,
+        done: Done,
+        timeout_s: float = math.inf,
     ) -> None:
-        """A body of more than `max_bytes` takes the usual way. `given_id` is the head's, if it has one."""
+        """A body of more than `max_bytes` takes the usual way. `given_id` and `timeout_s` are the head's, if any."""
         self.question = question
         self.batcher = question.model.batcher
         self.done = done
@@ -33,16 +40,18 @@ class DirectClassification:
         self._input = question.model.bundle.manifest.input
         self._max_bytes = max_bytes
         self._given_id = given_id
+        self._timeout_s = timeout_s
 
     def __call__(self, exchange: DirectExchange, body: bytes) -> bool:
         if len(body) > self._max_bytes:
             return False
         answer = _Answer(self, exchange, self._given_id or new_request_id())
         try:
+            deadline = self.batcher.after(self._timeout_s)
             pixels = self._classifier.pixels_at_once(body, self._input)
             if pixels is None:
                 return False
-            answer.job = self.batcher.enqueue(pixels[None], answer)
+            answer.job = self.batcher.enqueue(pixels[None], answer, deadline=deadline)
         except Exception as error:
             answer.set_exception(error)
         else:

@@ -109,6 +109,7 @@ class Front:
         """Give BentoML a request whose body is read already: it has no limit of its own."""
         request = Request(scope, receive)
         try:
+            request.refuse_encoded()
             body = await request.body(self._settings)
         except Problem as problem:
             await Response.problem(problem, request.id).send(send, request.respond, request.id)
@@ -152,19 +153,21 @@ class Front:
     async def _classify(self, request: Request, model: ServedModel) -> Response:
         """In this order, for each step costs more than the one before."""
         _check_method(request, "POST")
-        classifier = self._ready()
+        classifier, timeout_s = self._ready(), request.timeout_s()
+        deadline = model.batcher.after(timeout_s)
         binary = wanted(request.headers.get(b"accept", b""))
         question = Question(model, request.options(len(model.bundle.manifest.labels)), binary)
         upload = await request.upload(self._settings, model.bundle.manifest.input)
         if upload.tensor is not None:
-            return question.response(await classifier.classify_pixels(model, upload.tensor), upload.several, request.id)
+            rows = await classifier.classify_pixels(model, upload.tensor, deadline)
+            return question.response(rows, upload.several, request.id)
         if upload.several:
-            return question.response(await classifier.classify_files(model, upload.files), True, request.id)
+            return question.response(await classifier.classify_files(model, upload.files, deadline), True, request.id)
         if request.is_file():
-            self._offer_direct_answers(request, question)
-        return question.response([await classifier.classify_file(model, upload.files[0])], False, request.id)
+            self._offer_direct_answers(request, question, timeout_s)
+        return question.response([await classifier.classify_file(model, upload.files[0], deadline)], False, request.id)
 
-    def _offer_direct_answers(self, request: Request, question: Question) -> None:
+    def _offer_direct_answers(self, request: Request, question: Question, timeout_s: float) -> None:
         """To what else comes under the same head; not where the cache may know an answer."""
         worker = self._worker
         if worker is None or request.remember is None or worker.classifier.remembers:
@@ -176,6 +179,7 @@ class Front:
                 min(BYTES_DECODED_ON_LOOP, self._settings.max_body_bytes),
                 request.given_id,
                 partial(_count, worker, question.model.name, request.method, request.path),
+                timeout_s,
             )
         )
 

@@ -3,17 +3,18 @@
 `to_pixels` is the one road from a picture to a network: training and serving both take it. Everything numeric after it
 (scaling, normalisation, network, calibration) is inside the exported graph.
 
-A file that ends early is refused, unless all it lacks is a GIF's end marks or the padding of a BMP's last row.
+A file that ends early is refused, unless all it lacks is a GIF's end marks or the padding of a BMP's last row. So is
+one whose data do not fill the size that its header tells, though a viewer would fill up with grey.
 Colour profiles, comments and all pictures of an animation but the first are ignored.
 """
 
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL.JpegImagePlugin import MARKER, JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
@@ -32,7 +33,22 @@ from service.raster import Picture, Raster, image_of
 
 Pixels = npt.NDArray[np.uint8]
 
-ACCEPTED = "JPEG, PNG, GIF, WebP and BMP"
+# Chunks, segments and blocks that a picture may have: walking through millions of them takes seconds.
+MAX_BLOCKS = 20_000
+# The most pixels that a byte of a file can hold, of each format: a smaller file is refused before its canvas is made.
+# JPEG: a grey block of 8 × 8 takes a bit. PNG: eight pixels a byte, each byte deflated to no less than 1/1032. GIF: a
+# code of 12 bits stands for fewer than 4096 pixels.
+JPEG_DENSITY, PNG_DENSITY, GIF_DENSITY = 512, 8 * 1032, 4096
+# A GIF whose first frame leaves some of its canvas bare needs that canvas once more, in colour.
+MAX_BARE_PIXELS = 4_000_000
+# Each scan of a progressive JPEG goes over the whole picture; encoders write ten.
+MAX_SCANS = 100
+JPEG_SCAN, JPEG_END = 0xDA, 0xD9
+# From one marker to the next, by way of as much rubbish as may be overlooked.
+JPEG_MARKER = re.compile(rb"[^\xff]{0,1024}\xff[\xff\0]{0,64}([\x01-\xfe])")
+JPEG_SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+JPEG_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+MORE_SCAN = bytes(range(1, 255)) * 2
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks of a PNG that make its picture. Pillow would inflate comments and colour profiles, which may be bombs.
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
@@ -45,6 +61,7 @@ PLAIN_PNG_END = b"\0\0\0\0IEND"
 MAX_PLAIN_PNG_BYTES = 65_536
 # By what the header says after the size: the mode and the channels.
 PLAIN_PNG_FORMS = {b"\x08\0\0\0\0": ("L", 1), b"\x08\2\0\0\0": ("RGB", 3), b"\x08\6\0\0\0": ("RGBA", 4)}
+GIF_FRAME, GIF_EXTENSION, GIF_CONTROL, GIF_END = b",!\xf9;"
 BMP_RUN_LENGTH_CODES = (1, 2)
 # Run lengths are decoded in Python, some seconds for a picture of the size that is accepted otherwise.
 MAX_RUN_LENGTH_PIXELS = 1_000_000
@@ -87,14 +104,31 @@ class Header(NamedTuple):
         return self.size[1]
 
 
-def read_header(data: bytes, max_pixels: int) -> Header:
+Reader: TypeAlias = Callable[[bytes, int], Header]
+
+
+class Accepted(NamedTuple):
+    """Formats as a sentence names them, and the reader of each by what its files start with."""
+
+    names: str
+    readers: dict[re.Pattern[bytes], Reader]
+
+
+def accepting(formats: Sequence[str]) -> Accepted:
+    """By keys of FORMATS; tried in the order given."""
+    *names, last = (name for key, (name, _, _) in FORMATS.items() if key in formats)
+    readers = {signature: reader for _, signature, reader in map(FORMATS.__getitem__, formats)}
+    return Accepted(" and ".join(filter(None, (", ".join(names), last))), readers)
+
+
+def read_header(data: bytes, max_pixels: int, accepted: Accepted | None = None) -> Header:
     """An upload whose header is sound and whose pixels are not decoded yet.
 
     Raises UnsupportedImage (415), UndecodableImage (400) or ImageTooLarge (413).
     """
     if not data:
         raise UndecodableImage("The upload is empty; send the bytes of one image.")
-    reader = _reader(data)
+    reader = _reader(data, accepted or USUAL)
     try:
         header = reader(data, max_pixels)
     except Problem:
@@ -139,11 +173,11 @@ def _without_idle_alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.getchannel("A").getextrema() == (255, 255) else image
 
 
-def _reader(data: bytes) -> Callable[[bytes, int], Header]:
-    for signature, reader in READERS.items():
+def _reader(data: bytes, accepted: Accepted) -> Reader:
+    for signature, reader in accepted.readers.items():
         if signature.match(data):
             return reader
-    raise UnsupportedImage(f"This is not an image that can be read here; send {ACCEPTED}.")
+    raise UnsupportedImage(f"This is not an image that can be read here; send {accepted.names}.")
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -152,12 +186,71 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageTooLarge(f"The image has {width} × {height} pixels; at most {max_pixels:,} are accepted.")
 
 
+def _check_density(size: tuple[int, int], data: bytes, density: int) -> None:
+    if size[0] * size[1] > density * len(data):
+        raise UndecodableImage("The image is truncated: so few bytes cannot hold so many pixels.")
+
+
 def _file(image: ImageFile) -> Header:
     return Header(image.size, lambda: _eight_bit(_upright(_loaded(image))))
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Header:
-    return _file(JpegImageFile(BytesIO(data)))
+    scans = _jpeg_scans(data)
+    image = JpegImageFile(BytesIO(data))
+    return Header(image.size, lambda: _eight_bit(_upright(_filled(image, data, scans))))
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """Where the first scan starts, as Pillow finds it; which may have to walk far to find it."""
+    position = 2
+    for _ in range(MAX_BLOCKS):
+        found = JPEG_MARKER.match(data, position)
+        if found is None:
+            break
+        code, position = found[1][0], found.end()
+        if code == JPEG_SCAN:
+            return position - 2
+        handler = MARKER.get(0xFF00 | code, ("", "", None))[2]
+        if handler is not None:
+            position += int.from_bytes(data[position : position + 2], "big")
+    raise UndecodableImage("The JPEG has no picture where one should be.")
+
+
+def _filled(image: JpegImageFile, data: bytes, scans: int) -> Image.Image:
+    """Raises UndecodableImage where the data do not fill the picture, which the decoder fills up with grey.
+
+    Only a picture that ends in that very grey is looked at twice: with more behind each scan, it must stay the same.
+    """
+    _check_density(image.size, data, JPEG_DENSITY)
+    if data.count(b"\xff\xda", scans) > MAX_SCANS:
+        raise UndecodableImage("The JPEG has too many scans.")
+    image.load()
+    last = image.getpixel((image.width - 1, image.height - 1))
+    # CMYK is stored inverted.
+    if last in (128, (128,) * 3, (127,) * 4):
+        longer = JpegImageFile(BytesIO(_with_more(data, scans)))
+        if longer.tobytes() != image.tobytes():
+            raise UndecodableImage("The JPEG is truncated.")
+    return image
+
+
+def _with_more(data: bytes, position: int) -> bytes:
+    """A JPEG with some more behind each scan, which a decoder that has all it needs passes over."""
+    parts, code = [data[:position]], 0
+    while code != JPEG_END and position + 4 <= len(data):
+        code = data[position + 1]
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if code == JPEG_SCAN:
+            found = JPEG_SCAN_END.search(data, end)
+            end = found.start() if found else len(data)
+            restarts = JPEG_RESTART.findall(data, position, end)
+            number = restarts[-1][0] + 1 if restarts else 0
+            parts += [data[position:end], *(MORE_SCAN + bytes((0xFF, 0xD0 | (number + i) % 8)) for i in range(8))]
+        else:
+            parts.append(data[position:end])
+        position = end
+    return b"".join((*parts, data[position:]))
 
 
 def _png(data: bytes, max_pixels: int) -> Header:
@@ -170,8 +263,8 @@ def _png(data: bytes, max_pixels: int) -> Header:
 
 def _stripped_png(data: bytes) -> bytes:
     """The chunks that make the picture; whole only with the last of them, though Pillow would do without."""
-    kept, position, kind = [PNG_SIGNATURE], len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
+    kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    for _ in range(MAX_BLOCKS):
         length, kind = PNG_CHUNK.unpack_from(data, position)
         end = position + length + 12
         if end > len(data):
@@ -179,11 +272,19 @@ def _stripped_png(data: bytes) -> bytes:
         if kind in PNG_CHUNKS:
             kept.append(data[position:end])
         position = end
-    return b"".join(kept)
+        if kind == b"IEND":
+            return b"".join(kept)
+    raise UndecodableImage(f"The PNG has more than {MAX_BLOCKS:,} chunks.")
 
 
 def _any_png(stripped: bytes) -> Header:
-    return _file(PngImageFile(BytesIO(stripped)))
+    image = PngImageFile(BytesIO(stripped))
+
+    def picture() -> Image.Image:
+        _check_density(image.size, stripped, PNG_DENSITY)
+        return _eight_bit(_upright(_loaded(image)))
+
+    return Header(image.size, picture)
 
 
 def _plain_png(data: bytes) -> Header | None:
@@ -211,7 +312,45 @@ def _plain_picture(png: bytes, mode: str, size: tuple[int, int]) -> Picture:
 
 
 def _gif(data: bytes, max_pixels: int) -> Header:
-    return _file(GifImageFile(BytesIO(data)))
+    """Pillow's reader allocates the canvas as soon as it is made, so the size is read here."""
+    stripped, at = _stripped_gif(data)
+    width, height, left, top, across, down = struct.unpack("<HH", data[6:10]) + struct.unpack_from("<4H", data, at + 1)
+    # As in Pillow, a frame beyond its canvas enlarges it.
+    size = max(width, left + across), max(height, top + down)
+    if (across, down) != size:
+        max_pixels = min(max_pixels, MAX_BARE_PIXELS)
+    _check_size(size, max_pixels)
+
+    def picture() -> Image.Image:
+        _check_density((across, down), data, GIF_DENSITY)
+        return _eight_bit(_upright(_loaded(GifImageFile(BytesIO(stripped)))))
+
+    return Header(size, picture)
+
+
+def _stripped_gif(data: bytes) -> tuple[bytes, int]:
+    """What makes the first frame, and where in `data` that frame is described: no comments, nothing about animation."""
+    position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    kept = [data[:position]]
+    blocks = 0
+    while data[position] != GIF_FRAME:
+        start = position
+        position += 1
+        if data[start] == GIF_EXTENSION:
+            position += 1
+            while data[position]:
+                position += 1 + data[position]
+                blocks += 1
+                if blocks > MAX_BLOCKS:
+                    raise UndecodableImage(f"The GIF has more than {MAX_BLOCKS:,} blocks before its picture.")
+            position += 1
+            if data[start + 1] == GIF_CONTROL:
+                # Without what becomes of the frame when the next comes.
+                kept += [data[start : start + 3], bytes((data[start + 3] & ~0x1C,)), data[start + 4 : position]]
+        blocks += 1
+        if data[start] == GIF_END or blocks > MAX_BLOCKS:
+            raise UndecodableImage("The GIF has no picture.")
+    return b"".join((*kept, data[position:])), position
 
 
 def _webp(data: bytes, max_pixels: int) -> Header:
@@ -224,8 +363,16 @@ def _webp(data: bytes, max_pixels: int) -> Header:
             width, height = (1 + (bits >> shift & 0x3FFF) for shift in (0, 14))
         case _:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    _check_size((width, height), max_pixels)
-    return _file(WebPImageFile(BytesIO(data)))
+    size = width, height
+    _check_size(size, max_pixels)
+
+    def picture() -> Image.Image:
+        image = WebPImageFile(BytesIO(data))
+        if image.size != size:
+            raise UndecodableImage("The WebP has two sizes.")
+        return _eight_bit(_upright(_loaded(image)))
+
+    return Header(size, picture)
 
 
 def _bmp(data: bytes, max_pixels: int) -> Header:
@@ -233,6 +380,31 @@ def _bmp(data: bytes, max_pixels: int) -> Header:
     if image.info["compression"] in BMP_RUN_LENGTH_CODES:
         _check_size(image.size, min(max_pixels, MAX_RUN_LENGTH_PIXELS))
     return _file(image)
+
+
+def _tiff(data: bytes, max_pixels: int) -> Header:
+    """Only where the settings accept it. Pillow turns it upright as it loads."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    image = TiffImageFile(BytesIO(data))
+
+    def picture() -> Image.Image:
+        if image.mode in ("I", "F"):
+            raise UndecodableImage("What is white in a TIFF of 32 bits a pixel is not known.")
+        _check_size(image.size, max_pixels)
+        image.load()
+        return _eight_bit(image)
+
+    return Header(image.size, picture)
+
+
+def _avif(data: bytes, max_pixels: int) -> Header:
+    """Only where the settings accept it."""
+    from PIL import AvifImagePlugin
+
+    # Threads of its own would take the cores from others.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    return _file(AvifImagePlugin.AvifImageFile(BytesIO(data)))
 
 
 def _loaded(image: ImageFile) -> Image.Image:
@@ -297,14 +469,18 @@ def _photo_pixels(picture: Picture, spec: InputSpec) -> Pixels:
     return Raster.of(image).array()
 
 
-# Each by what its files start with. The first picture of a phone's multi-picture JPEG is a JPEG like any other.
-READERS: dict[re.Pattern[bytes], Callable[[bytes, int], Header]] = {
-    re.compile(re.escape(PNG_SIGNATURE)): _png,
-    re.compile(rb"\xff\xd8\xff"): _jpeg,
-    re.compile(rb"GIF8[79]a"): _gif,
-    re.compile(rb"RIFF....WEBP", re.DOTALL): _webp,
-    re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL): _bmp,
+# By the name in the settings: that for people, what its files start with, its reader. The first picture of a phone's
+# multi-picture JPEG is a JPEG like any other.
+FORMATS: dict[str, tuple[str, re.Pattern[bytes], Reader]] = {
+    "jpeg": ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
+    "png": ("PNG", re.compile(re.escape(PNG_SIGNATURE)), _png),
+    "gif": ("GIF", re.compile(rb"GIF8[79]a"), _gif),
+    "webp": ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    "bmp": ("BMP", re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL), _bmp),
+    "tiff": ("TIFF", re.compile(rb"II\*\0|MM\0\*"), _tiff),
+    "avif": ("AVIF", re.compile(rb"....ftypavi[fs]", re.DOTALL), _avif),
 }
+USUAL = accepting(("png", "jpeg", "gif", "webp", "bmp"))
 
 PIXELS: dict[str, Callable[[Picture, InputSpec], Pixels]] = {
     "digit": lambda picture, spec: digit_pixels(picture, spec.height, spec.width),

@@ -38,7 +38,8 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _problems(*statuses: int) -> dict[str, Any]:
     content = {"application/problem+json": {"schema": _ref("Problem")}}
-    return {str(status): {"description": _TITLES[status], "content": content} for status in statuses}
+    described = {str(status): {"description": _TITLES[status], "content": content} for status in statuses}
+    return {status: told | _HEADERS.get(status, {}) for status, told in described.items()}
 
 
 def _get(
@@ -65,6 +66,8 @@ _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "i
 _BOOLEAN, _STRINGS = {"type": "boolean"}, {"type": "array", "items": {"type": "string"}}
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _BINARY = {"type": "string", "format": "binary"}
+# What a problem of this status always says in its head.
+_HEADERS = {"503": {"headers": {"retry-after": {"required": True, "schema": {"type": "integer", "minimum": 1}}}}}
 
 _CLASSIFY = {
     "summary": "Classify one image, or several",
@@ -85,6 +88,12 @@ _CLASSIFY = {
             "in": "query",
             "description": "Add the network's raw outputs, in the order of the model's labels.",
             "schema": {"type": "boolean", "default": False},
+        },
+        {
+            "name": "x-request-timeout-ms",
+            "in": "header",
+            "description": "What no batch has taken by then is answered 503 rather than late.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 9_999_999_999},
         },
         {"name": "x-request-id", "in": "header", "schema": {"type": "string", "maxLength": 128}},
         {

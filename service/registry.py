@@ -1,5 +1,6 @@
 """The models being served: each a bundle, the backend that runs it and the batcher in front of that."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,9 +44,11 @@ class ServedModel:
     def name(self) -> str:
         return self.bundle.manifest.name
 
-    async def classify(self, pixels: Pixels, priority: Priority = Priority.INTERACTIVE) -> list[Row | Exception]:
+    async def classify(
+        self, pixels: Pixels, priority: Priority = Priority.INTERACTIVE, deadline: float = math.inf
+    ) -> list[Row | Exception]:
         """(N, H, W, 3) uint8 → an answer for each image, batched with whatever else is waiting."""
-        return await self.batcher.submit(pixels, priority)
+        return await self.batcher.submit(pixels, priority, deadline)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,13 @@ def _serve(
     report: Callable[[BatchReport], None],
 ) -> ServedModel:
     answers = Answers(found)
-    limits = Limits(max_batch_size, settings.max_queue_size, settings.max_wait_ms / 1000, settings.max_queue_bytes)
+    limits = Limits(
+        max_batch_size,
+        settings.max_queue_size,
+        settings.max_wait_ms / 1000,
+        settings.max_queue_bytes,
+        settings.interactive_share,
+    )
 
     def forward(pixels: Pixels, *, alone: bool) -> list[Row]:
         return answers.rows(backend.forward(pixels, alone=alone))

@@ -1,5 +1,6 @@
 """What a client sends: the head of a request, its body, the images in it and the options asked for."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from service import multipart, tensors
 from service.answers import Options
-from service.errors import BadParameter, BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from service.errors import BadParameter, BodyTimeout, BodyTooLarge, MalformedRequest, UnsupportedMediaType
 from service.images import InputSpec, Pixels
 from service.protocol import REMEMBER, RESPOND, Direct, Receive, Scope
 from service.responses import Respond
@@ -20,6 +21,9 @@ OCTETS = b"application/octet-stream"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # So that no two workers ever give the same.
 ID_PREFIX, ID_NUMBERS = os.urandom(10).hex(), count()
+# Milliseconds that the client will wait, as the field's proxies and clients write such: a whole number.
+TIMEOUT = b"x-request-timeout-ms"
+TIMEOUT_MS = re.compile(rb"0*[1-9][0-9]{0,9}")
 SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -89,6 +93,18 @@ class Request:
                 "The body is compressed; images are already, so send it without a Content-Encoding.",
                 ((b"accept-encoding", b"identity"),),
             )
+
+    def timeout_s(self) -> float:
+        """How long the client will wait, from its request's head on; without end unless it says so.
+
+        Raises MalformedRequest.
+        """
+        given = self.headers.get(TIMEOUT)
+        if given is None:
+            return math.inf
+        if not TIMEOUT_MS.fullmatch(given):
+            raise MalformedRequest(f"{TIMEOUT.decode()} is a whole number of milliseconds, at least 1.")
+        return int(given) / 1000
 
     async def body(self, settings: Settings) -> bytes:
         """The whole body. Raises what `_next` raises."""

@@ -23,6 +23,7 @@ def _comma_separated(value: object) -> object:
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ImageFormat = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 Pin = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*/\d+(\.\d+){0,2}@sha256:[0-9a-f]{64}$")]
 
 
@@ -44,10 +45,18 @@ class Settings(BaseModel):
     max_batch_size: Annotated[int, Field(ge=0)] = 0
     max_queue_size: Positive = 1024
     max_queue_bytes: Positive = 256 * 1024 * 1024
+    interactive_share: Share = 0.25
     max_wait_ms: Positive = 10_000
     max_body_bytes: Positive = 10 * 1024 * 1024
     max_pixels: Positive = 25_000_000
     max_images: Positive = 256
+    formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(_comma_separated), Field(min_length=1)] = (
+        "png",
+        "jpeg",
+        "gif",
+        "webp",
+        "bmp",
+    )
     header_timeout_s: Positive = 10
     body_timeout_s: Positive = 30
     keep_alive_s: Positive = 75

@@ -16,6 +16,7 @@ from service.board import BOARD, Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
 from service.http import Front
+from service.images import accepting
 from service.late import Late
 from service.metrics import Metrics
 from service.openapi import document
@@ -40,7 +41,10 @@ class Models:
         models = registry.load(settings, board, self.metrics.batch, cache=settings.compiled, pulse=pulse)
         self.metrics.served(models)
         cache = AnswerCache(settings.cache_bytes)
-        self.classifier = Classifier(models, settings.max_pixels, available_cores(), cache, self.metrics.cached, pulse)
+        accepted = accepting(settings.formats)
+        self.classifier = Classifier(
+            models, settings.max_pixels, available_cores(), cache, self.metrics.cached, pulse, accepted
+        )
 
     def close(self) -> None:
         self.classifier.close()

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.batching import BULK_SHARE, Batcher, BatchReport, Job, Limits, Priority, Queue
+from service.batching import BULK_SHARE, GRACE_S, Batcher, BatchReport, Job, Limits, Priority, Queue
 from service.board import Board
 from service.errors import NotReady, Overloaded
 from service.images import Pixels
@@ -210,9 +210,14 @@ class Offer:
 class QueueMachine(RuleBasedStateMachine):
     """A queue and a plain model of it: a list of offers for each priority."""
 
-    @initialize(batch=st.integers(1, 5), images=st.integers(1, 12), images_of_bytes=st.integers(1, 12))
-    def open(self, batch: int, images: int, images_of_bytes: int) -> None:
-        self.limits = Limits(batch, images, math.inf, images_of_bytes * IMAGE_BYTES)
+    @initialize(
+        batch=st.integers(1, 5),
+        images=st.integers(1, 12),
+        images_of_bytes=st.integers(1, 12),
+        share=st.sampled_from([0, 0.25, 0.5, 1]),
+    )
+    def open(self, batch: int, images: int, images_of_bytes: int, share: float) -> None:
+        self.limits = Limits(batch, images, math.inf, images_of_bytes * IMAGE_BYTES, share)
         self.queue: Queue[int] = Queue(self.limits)
         self.loop = VirtualLoop()
         self.now = 0
@@ -228,7 +233,13 @@ class QueueMachine(RuleBasedStateMachine):
         start = sum(len(offer.numbers) for offer in self.offers)
         offer = Offer(self.loop, list(range(start, start + size)), self.now, patience)
         room = min(self.limits.max_queue_size, self.limits.max_queue_bytes // IMAGE_BYTES)
-        if self.queue.images and self.queue.images + size > room:
+        alike = size + sum(len(other.left) for other in self.waiting[priority])
+        fits = self.queue.images + size <= room
+        if priority is BULK:
+            welcome = fits and alike <= (1 - self.limits.interactive_share) * room
+        else:
+            welcome = fits or alike <= self.limits.interactive_share * room
+        if self.queue.images and not welcome:
             with pytest.raises(Overloaded):
                 self.queue.put(offer.job, priority)
             return
@@ -248,6 +259,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(seconds=st.integers(1, 4))
     def wait(self, seconds: int) -> None:
         self.now += seconds
+
+    @rule()
+    def refuse_late(self) -> None:
+        earliest = self.queue.refuse_late(self.now)
+        self._let_go()
+        left = [offer.job.deadline for waiting in self.waiting.values() for offer in waiting]
+        assert earliest == min(left, default=math.inf) >= self.now
 
     @rule()
     def take(self) -> None:
@@ -418,8 +436,9 @@ class Simulation:
         sizes = [len(batch) for batch in batches]
         assert len(dispatched) == sum(sizes), "an image was inferred twice"
         assert max(sizes, default=1) <= self.limits.max_batch_size
-        # An empty queue takes any request.
-        assert self.most_queued <= max(self.limits.max_queue_size, *(each.visit.size for each in visited), 0)
+        # An empty queue takes any request, and what bulk may not take is there beside it.
+        room, kept = self.limits.max_queue_size, self.limits.interactive_share * self.limits.max_queue_size
+        assert self.most_queued <= kept + max(room, *(each.visit.size for each in visited), 0)
         assert self.model.batcher.queued == 0
         for each in visited:
             self._check_result(each, [dispatched[number] for number in each.numbers if number in dispatched])
@@ -754,6 +773,95 @@ async def test_a_deadline_that_has_passed_is_refused_by_an_idle_device_too() -> 
         await model.submit(1, deadline=4.9)
     assert await model.submit(2, deadline=5) == [2]
     assert model.network.batches == [[2]]
+
+
+@simulated
+async def test_what_is_late_is_refused_at_its_time() -> None:
+    """Not when the next batch is taken, which may be much later: each at its own deadline, and makes room at once."""
+    model = Device().model(Limits(4, 100, max_wait_s=2), image_s=25)
+    running = model.submit(*range(4))
+    await asyncio.sleep(1)
+    refused: dict[str, float] = {}
+
+    async def client(name: str, *numbers: int, priority: Priority = INTERACTIVE, patience_s: float = math.inf) -> None:
+        assert isinstance(
+            await outcome(model.submit(*numbers, priority=priority, deadline=now() + patience_s)), Overloaded
+        )
+        refused[name] = now()
+
+    await asyncio.gather(
+        client("patient", 10),
+        client("impatient", 11, patience_s=0.25),
+        client("bulk", *range(20, 40), priority=BULK, patience_s=0.5),
+        client("late already", 12, patience_s=-1),
+    )
+    for name, at in {"late already": 1, "impatient": 1.25, "bulk": 1.5, "patient": 3}.items():
+        assert at <= refused[name] <= at + GRACE_S + SOON_S
+    assert model.batcher.queued == 0
+    assert await running == [0, 1, 2, 3]
+    assert model.network.batches == [[0, 1, 2, 3]]
+
+
+@simulated
+async def test_a_request_of_several_batches_does_not_outlive_its_deadline() -> None:
+    """It is refused though some of its batches have run; what is left of it costs nothing."""
+    model = Device().model(image_s=0.25)
+    large, other = model.submit(*range(40), priority=BULK, deadline=2.5), model.submit(50)
+    assert isinstance(await outcome(large), Overloaded)
+    assert 2.5 <= now() <= 2.5 + GRACE_S + SOON_S
+    assert await other == [50]
+    await asyncio.sleep(10)
+    assert sum(map(len, model.network.batches)) <= 13
+
+
+@simulated
+async def test_bulk_leaves_a_part_of_the_queue_to_others() -> None:
+    """In images and in bytes, even where one request of bulk is larger than the whole queue."""
+    for limits in (Limits(4, 40, 60), Limits(4, 1000, 60, 40 * IMAGE_BYTES)):
+        for bulk in (30, 50):
+            model = Device().model(limits, image_s=10)
+            running = model.submit(*range(4))
+            await asyncio.sleep(1)
+            waiting = [model.submit(*range(bulk), priority=BULK)]
+            await asyncio.sleep(0)
+            assert isinstance(await outcome(model.submit(1, 2, priority=BULK)), Overloaded)
+            waiting += [model.submit(number) for number in range(10)]
+            await asyncio.sleep(0)
+            assert isinstance(await outcome(model.submit(11)), Overloaded)
+            assert model.batcher.queued == bulk + 10
+            for task in (running, *waiting):
+                task.cancel()
+
+
+@simulated
+async def test_when_to_retry_is_told_by_the_queue_and_its_pace() -> None:
+    """As long as what waits takes to leave, at the pace of the last batches, other models' turns included."""
+    device = Device()
+    limits = Limits(4, 60, 60)
+    model, rival = device.model(limits, image_s=0.25), device.model(limits, image_s=0.25)
+
+    async def told() -> int:
+        with pytest.raises(Overloaded) as refusal:
+            await model.submit(*range(60))
+        return int(dict(refusal.value.headers)[b"retry-after"])
+
+    waiting = [model.submit(number) for number in range(60)]
+    await asyncio.sleep(0)
+    assert await told() == 1
+    await asyncio.sleep(2.1)
+    # Two batches have run and the third is running.
+    assert await told() == math.ceil(48 * 0.25)
+    rivals = [rival.submit(number) for number in range(60)]
+    await asyncio.sleep(20)
+    left = model.batcher.queued
+    assert left * 0.4 <= await told() <= math.ceil(left * 0.5)
+    await all_of(*waiting, *rivals)
+    soon = device.model(Limits(4, 60, max_wait_s=3), image_s=2)
+    waiting = [soon.submit(number) for number in range(8)]
+    await asyncio.sleep(9)
+    waiting += [soon.submit(number) for number in range(64)]
+    refusals = [error for task in waiting if isinstance(error := await outcome(task), Overloaded)]
+    assert {int(dict(error.headers)[b"retry-after"]) for error in refusals} <= {1, 2, 3}
 
 
 @given(

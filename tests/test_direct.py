@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -51,11 +52,13 @@ class Exchange:
 class Service:
     """A model that tells how bright a picture is, within an event loop; fails at what is all white."""
 
-    def __init__(self, root: Path, threads: ThreadPoolExecutor, limits: Limits) -> None:
+    def __init__(self, root: Path, threads: ThreadPoolExecutor, limits: Limits, timeout_s: float = math.inf) -> None:
         bundle = load(write_bundle(root, labels=LABELS))
         answers = Answers(bundle)
+        self.forwarded = 0
 
         def forward(pixels: Pixels, *, alone: bool) -> list[Row]:
+            self.forwarded += len(pixels)
             brightness = pixels.mean((1, 2, 3)) / 255
             if (brightness == 1).any():
                 raise ValueError("dazzled")
@@ -68,7 +71,12 @@ class Service:
         registry = Registry({"pets": model}, threads)
         classifier = Classifier(registry, 1_000_000, 1, AnswerCache(0), lambda *_: None)
         self.direct = DirectClassification(
-            Question(model, Options(), binary=False), classifier, 5000, None, lambda *told: self.done.append(told[:2])
+            Question(model, Options(), binary=False),
+            classifier,
+            5000,
+            None,
+            lambda *told: self.done.append(told[:2]),
+            timeout_s,
         )
 
     def post(self, body: bytes) -> Exchange:
@@ -151,6 +159,27 @@ async def test_a_client_that_leaves_costs_no_inference(tmp_path: Path, threads: 
     await asyncio.sleep(1)
     assert (gone.answers, labels(kept)) == ([], ["light", "dark"])
     assert len(service.done) == 1
+
+
+@simulated
+async def test_a_head_s_timeout_holds_for_all_that_comes_under_it(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """Each request has its own time from when it came; a device that is busy for longer never sees it."""
+    service = Service(tmp_path, threads, ROOMY, timeout_s=0.25)
+    turns = service.batcher._turns
+    turns._busy = True  # type: ignore[attr-defined]
+    for _ in range(2):
+        late = service.post(picture(10))
+        await asyncio.sleep(0.2)
+        assert late.answers == []
+        await asyncio.sleep(0.1)
+        ((status, lines, document),) = late.answers
+        assert (status, document["title"]) == (503, "Overloaded")
+        assert b"retry-after: 1" in lines
+    turns._busy = False  # type: ignore[attr-defined]
+    in_time = service.post(picture(240))
+    await asyncio.sleep(1)
+    assert labels(in_time) == ["light", "dark"]
+    assert service.forwarded == 1
 
 
 @simulated

@@ -28,6 +28,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
         "TRUEODDS_MODELS": "all",
         "TRUEODDS_PINNED": "none",
         "TRUEODDS_SIGNED_BY": "none",
+        "TRUEODDS_FORMATS": "png,jpeg,gif,webp,bmp",
         "TRUEODDS_COMPILED": "~/.cache/trueodds",
     }
     for name, default in fields.items():

@@ -1,5 +1,6 @@
 import hashlib
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from service.digits import _any_ink, _clean_ink
 from service.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
-from service.images import InputSpec, Pixels, decode, of_array, read_header, to_pixels
+from service.images import FORMATS, InputSpec, Pixels, accepting, decode, of_array, read_header, to_pixels
 from service.raster import Raster, image_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -248,6 +249,77 @@ def test_hostile_files(data: bytes, sound: bool) -> None:
             picture(data)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"optimize": True}], ids=str
+)
+def test_a_jpeg_whose_data_do_not_fill_its_size(mode: str, options: dict[str, Any]) -> None:
+    """It would be filled up with grey, so it is refused; a picture that really is grey is not."""
+    image = photograph().resize((40, 40)).convert(mode)
+    grey: Any = {"L": 128, "RGB": (128, 128, 128), "CMYK": (128, 128, 128, 128)}[mode]
+    for honest in (
+        image,
+        Image.new(mode, (40, 40), grey),
+        ImageOps.pad(image.convert("RGB"), (80, 80), color=(128,) * 3),
+    ):
+        data = encoded(honest, "JPEG", **options)
+        assert picture(data).size == honest.size
+        lying = bytearray(data)
+        frame = data.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0")
+        lying[frame + 5 : frame + 9] = struct.pack(">HH", 200, 200)
+        if honest is image:
+            with pytest.raises(UndecodableImage):
+                picture(bytes(lying))
+
+
+def bombs() -> Iterator[Any]:
+    jpeg = encoded(seven(40), "JPEG", progressive=True)
+    sized = bytearray(jpeg)
+    frame = jpeg.index(b"\xff\xc2")
+    sized[frame + 5 : frame + 9] = struct.pack(">HH", 5000, 5000)
+    control = b"!\xf9\4\x08\0\0\0\0"
+    first = b"," + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0;"
+    whole = b"," + struct.pack("<4HB", 0, 0, 5000, 5000, 0) + b"\2\2\x44\1\0;"
+    yield pytest.param(gif_header(5000, 5000) + control + first, id="GIF of one pixel on a large canvas")
+    yield pytest.param(gif_header(5000, 5000) + control + whole, id="GIF of few codes")
+    yield pytest.param(gif_header(65_535, 65_535) + control + first, id="GIF canvas")
+    yield pytest.param(gif_header(5, 5) + b"!\xfe" + b"\1a" * 4_000_000, id="GIF of comments")
+    yield pytest.param(gif_header(5, 5) + b"!\xfe\0" * 3_000_000, id="GIF of extensions")
+    yield pytest.param(gif_header(5, 5) + bytes(5_000_000), id="GIF of nothing")
+    yield pytest.param(bytes(sized), id="JPEG of few bytes")
+    yield pytest.param(jpeg[:2] + b"\xff\xe5\0\2" * 2_000_000 + jpeg[2:], id="JPEG of segments")
+    yield pytest.param(jpeg[:2] + b"\xff\xf0" * 2_000_000 + jpeg[2:], id="JPEG of reserved markers")
+    yield pytest.param(jpeg[:20] + b"a" * 5_000_000 + jpeg[20:], id="JPEG of rubbish")
+    yield pytest.param(jpeg[:2] + b"\xff" * 5_000_000 + jpeg[2:], id="JPEG of padding")
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    yield pytest.param(jpeg[:-2] + scan * 5000 + jpeg[-2:], id="JPEG of scans")
+    yield pytest.param(
+        PNG_SIGNATURE + png(5, 5)[8:33] + chunk(b"tEXt") * 500_000 + png(5, 5)[33:], id="PNG of comments"
+    )
+    yield pytest.param(png(5000, 5000)[:33] + png(5, 5)[33:], id="PNG of few bytes")
+    yield pytest.param(webp_header(5000, 5000), id="WebP of few bytes")
+
+
+@pytest.mark.parametrize("data", tuple(bombs()))
+def test_what_takes_more_than_its_bytes_is_refused_at_once(data: bytes) -> None:
+    """Within 50 ms of this thread's time, though a picture of so many pixels would be accepted."""
+    started = time.thread_time()
+    with pytest.raises((UndecodableImage, ImageTooLarge)):
+        picture(data, 25_000_000)
+    assert time.thread_time() - started < 0.05
+
+
+@KINDS
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "BMP"])
+def test_pictures_of_one_line(size: tuple[int, int], file_format: str, spec: InputSpec) -> None:
+    """However long a line is, it gives pixels, and in no time."""
+    data = encoded(seven(28).resize(size), file_format)
+    started = time.thread_time()
+    assert pixels(data, spec).shape == (32, 32, 3)
+    assert time.thread_time() - started < 0.1
+
+
 SEEDS = [
     *(encoded(photograph().resize((12, 10)), file_format) for file_format in ("PNG", "JPEG", "GIF", "WEBP", "BMP")),
     encoded(seven(16).convert("RGBA"), "PNG"),
@@ -471,6 +543,48 @@ def test_orientation(orientation: int, file_format: str, order: str, spec: Input
     stored = upright if turn is None else upright.transpose(turn)
     data = encoded(stored, file_format, lossless=True, exif=exif)
     assert (pixels(data, spec) == to_pixels(upright, spec)).all()
+
+
+@KINDS
+@pytest.mark.parametrize("orientation", STORED)
+def test_orientation_of_formats_by_setting(orientation: int, spec: InputSpec) -> None:
+    """A TIFF too is fed upright, and so is what it holds without loss."""
+    upright, turn = few_colours(), STORED[orientation]
+    stored = upright if turn is None else upright.transpose(turn)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    for compression in ("raw", "tiff_lzw"):
+        data = encoded(stored, "TIFF", compression=compression, exif=exif)
+        fed = to_pixels(decode(read_header(data, MAX_PIXELS, accepting(["tiff"]))), spec)
+        assert (fed == to_pixels(upright, spec)).all()
+
+
+def test_formats_are_read_by_setting() -> None:
+    """Each alone is read and the others are refused by the names of what is; TIFF and AVIF are not usual."""
+    for key, (name, _, _) in FORMATS.items():
+        accepted = accepting([key])
+        assert accepted.names == name
+        for other in FORMATS:
+            data = encoded(few_colours(), other)
+            if other == key:
+                decoded = image_of(decode(read_header(data, MAX_PIXELS, accepted)))
+                assert decoded.size == few_colours().size
+            else:
+                with pytest.raises(UnsupportedImage, match=f"send {name}\\.$"):
+                    read_header(data, MAX_PIXELS, accepted)
+    for key in ("tiff", "avif"):
+        with pytest.raises(UnsupportedImage):
+            read_header(encoded(few_colours(), key), MAX_PIXELS)
+
+
+def test_sixteen_bit_tiff_is_not_clipped_and_floats_are_refused() -> None:
+    """16-bit grey keeps its shades; of floats nobody knows which is white."""
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    fed = to_pixels(decode(read_header(encoded(Image.fromarray(ramp), "TIFF"), MAX_PIXELS, accepting(["tiff"]))), PHOTO)
+    assert (fed[..., 0] == ramp >> 8).all()
+    data = encoded(Image.fromarray(ramp.astype(np.float32)), "TIFF")
+    with pytest.raises(UndecodableImage):
+        decode(read_header(data, MAX_PIXELS, accepting(["tiff"])))
 
 
 def test_orientation_of_a_photograph() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -228,8 +229,28 @@ def test_another_media_type_is_refused_unread(content_type: bytes) -> None:
     assert wire.delivered == 0
 
 
+def test_without_a_timeout_a_client_waits_for_ever() -> None:
+    """That is, as long as the service lets it."""
+    assert request().timeout_s() == math.inf
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(b"1", 0.001), (b"0250", 0.25), (b"9999999999", 9_999_999.999)])
+def test_a_timeout_is_in_milliseconds(value: bytes, seconds: float) -> None:
+    """A whole number of them."""
+    assert request(x_request_timeout_ms=value).timeout_s() == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"0", b"-1", b"+1", b"1.5", b"1e3", b"1s", b"1 ", b"1_0", b"9" * 11, "٣".encode()]
+)
+def test_a_timeout_that_is_none_is_refused(value: bytes) -> None:
+    """Rather than taken for another, or for none."""
+    with pytest.raises(MalformedRequest, match="x-request-timeout-ms is a whole number"):
+        request(x_request_timeout_ms=value).timeout_s()
+
+
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"identity, gzip", b"GZIP"])
-@pytest.mark.parametrize("content_type", [b"image/png", FORM])
+@pytest.mark.parametrize("content_type", [b"image/png", FORM, b"application/octet-stream", b"application/x-npy"])
 def test_a_compressed_body_is_refused_unread(encoding: bytes, content_type: bytes) -> None:
     """415 with the Accept-Encoding header that RFC 9110 asks for."""
     wire = sent(b"abc")

@@ -24,10 +24,12 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "threads": ("4", 4),
     "max_batch_size": ("8", 8),
     "max_queue_size": ("9", 9),
+    "interactive_share": ("0.5", 0.5),
     "max_wait_ms": ("250", 250),
     "max_body_bytes": ("1000", 1000),
     "max_pixels": ("4096", 4096),
     "max_images": ("5", 5),
+    "formats": ("png, tiff", ("png", "tiff")),
     "max_queue_bytes": ("1000000", 1_000_000),
     "header_timeout_s": ("3", 3),
     "body_timeout_s": ("7", 7),
@@ -82,8 +84,13 @@ def test_a_variable_nobody_reads_is_an_error(name: str) -> None:
         *((field, text) for field in ("workers", "threads") for text in ("-1", "auto", "1e3")),
         *((field, "0") for field in ("header_timeout_s", "body_timeout_s", "keep_alive_s")),
         *(("drain_s", text) for text in ("-1", "21", "nan", "inf")),
-        *(("access_log_sample", text) for text in ("-0.1", "1.1", "nan", "x")),
+        *(
+            (field, text)
+            for field in ("access_log_sample", "interactive_share")
+            for text in ("-0.1", "1.1", "nan", "x")
+        ),
         *(("pinned", text) for text in ("digits", "digits/1", PIN[:-1], PIN.upper(), "../x/1" + PIN[8:])),
+        *(("formats", text) for text in ("", "svg", "PNG")),
         ("backend", "tensorflow"),
         ("device", "gpu"),
     ],
