@@ -22,7 +22,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 # Where the bill of materials of each lock goes.
 SBOM ?= .cache/sbom
-LOCKS := serve serve-gpu signing dev torch
+LOCKS := serve serve-gpu signing oidc dev torch
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check format fuzz train export sign load bench image image-test lock sbom clean
@@ -30,7 +30,7 @@ LOCKS := serve serve-gpu signing dev torch
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: $(VENV)/serve $(if $(TRUEODDS_SIGNED_BY),$(VENV)/signing) ## serve both models on PORT (3000), HOST (127.0.0.1)
+serve: $(VENV)/serve $(if $(TRUEODDS_SIGNED_BY),$(VENV)/signing) $(if $(TRUEODDS_OIDC_ISSUER),$(VENV)/oidc) ## serve both models on PORT (3000), HOST (127.0.0.1)
 	@mkdir -p $(BENTOML_HOME)
 	@exec $(BIN)/python -m service --host $(HOST) --port $(PORT)
 
@@ -83,7 +83,8 @@ lock: $(VENV)/serve ## renew the locks after a change of requirements/*.in
 	$(COMPILE) requirements/serve.in -o requirements/serve.lock
 	$(COMPILE) -c requirements/serve.lock requirements/serve-gpu.in -o requirements/serve-gpu.lock
 	$(COMPILE) -c requirements/serve.lock requirements/signing.in -o requirements/signing.lock
-	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock requirements/dev.in -o requirements/dev.lock
+	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock requirements/oidc.in -o requirements/oidc.lock
+	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock -c requirements/oidc.lock requirements/dev.in -o requirements/dev.lock
 
 sbom: $(VENV)/dev ## write a bill of materials (CycloneDX) of each lock to SBOM (.cache/sbom)
 	@mkdir -p $(SBOM)
@@ -106,6 +107,10 @@ $(VENV)/serve: $(BIN)/python $(SERVE_LOCK)
 
 $(VENV)/signing: $(VENV)/serve requirements/signing.lock
 	$(PIP_INSTALL) --require-hashes -r requirements/signing.lock
+	@touch $@
+
+$(VENV)/oidc: $(VENV)/serve requirements/oidc.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/oidc.lock
 	@touch $@
 
 # torch's wheel is checked against the lock; a CUDA build of it then names its libraries itself, each by exact version.

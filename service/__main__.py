@@ -20,7 +20,7 @@ from service.supervisor import Supervisor, start_worker
 PROJECT = Path(__file__).parent.parent
 # Connections that may wait for a worker to accept them, as far as the system allows.
 BACKLOG = 2048
-# What BentoML can be configured by beyond this service's settings: TLS, for one.
+# What BentoML can be configured by beyond this service's settings.
 BENTOML_CONFIGURATION = ("BENTOML_CONFIG", "BENTOML_CONFIG_OPTIONS")
 
 

@@ -3,6 +3,8 @@
     Problem
     ├── UndecodableImage      400
     ├── MalformedRequest      400
+    ├── Unauthorised          401
+    ├── Forbidden             403
     ├── UnknownModel          404
     ├── UnknownPath           404
     ├── MethodNotAllowed      405
@@ -13,6 +15,7 @@
     ├── UnsupportedImage      415
     ├── UnsupportedMediaType  415
     ├── BadParameter          422
+    ├── TooManyRequests       429, with Retry-After
     ├── Overloaded            503, with Retry-After
     │   └── NotReady          503, with Retry-After
     └── InternalError         500
@@ -57,6 +60,17 @@ class MalformedRequest(Problem):
     status, slug, title = 400, "malformed-request", "Malformed request"
 
 
+class Unauthorised(Problem):
+    status, slug, title = 401, "unauthorised", "Unauthorised"
+
+    def __init__(self, detail: str, challenge: bytes = b'Bearer realm="trueodds"') -> None:
+        super().__init__(detail, ((b"www-authenticate", challenge), (b"cache-control", b"no-store")))
+
+
+class Forbidden(Problem):
+    status, slug, title = 403, "forbidden", "Forbidden"
+
+
 class UnknownModel(Problem):
     status, slug, title = 404, "unknown-model", "Unknown model"
 
@@ -98,6 +112,16 @@ class UnsupportedMediaType(Problem):
 
 class BadParameter(Problem):
     status, slug, title = 422, "bad-parameter", "Bad parameter"
+
+
+class TooManyRequests(Problem):
+    status, slug, title = 429, "too-many-requests", "Too many requests"
+
+    def __init__(self, detail: str, retry_after_s: int = 1, lines: bytes = b"") -> None:
+        """`lines` are header lines that tell of the limits, each ended."""
+        told = (tuple(line.split(b": ", 1)) for line in lines.splitlines())
+        retry_after = (b"retry-after", str(max(1, retry_after_s)).encode())
+        super().__init__(detail, (retry_after, *((name, value) for name, value in told)))
 
 
 class Overloaded(Problem):

@@ -22,7 +22,7 @@ from service.protocol import Application, Message, Receive, Scope, Send
 from service.question import Question
 from service.registry import ServedModel
 from service.requests import Disconnected, Request
-from service.responses import Response
+from service.responses import INERT, Response
 from service.settings import Settings
 
 MODELS = "/v1/models"
@@ -189,7 +189,7 @@ class Front:
             raise _not_ready()
         self._worker.metrics.count()
         text = await asyncio.get_running_loop().run_in_executor(None, self._worker.metrics.exposition)
-        return Response(200, EXPOSITION, text)
+        return Response(200, EXPOSITION, text, (INERT,))
 
     def _ready(self) -> Classifier:
         if self._worker is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from service import bundle, registry
+from service import bundle, gate, registry
 from service.errors import StartupError
 from service.lines import Lines, LinesHandler
 from service.protocol import Application
@@ -65,6 +65,9 @@ def check(settings: Settings) -> bool:
 
     Returns whether that took memory which only a new process gives back.
     """
+    gate.check(settings)
+    if settings.tls:
+        settings.tls.context()
     bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
     if settings.backend == "torchscript":
         check_vouched(found.seal for found in bundles.values())

@@ -18,13 +18,17 @@ def document(version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": {
-            "/v1/models": {"get": _get("List the models", "ModelList", {})},
-            "/v1/models/{name}": {"get": _get("Describe a model", "Model", _problems(404, 503), [_NAME])},
+            "/v1/models": {"get": _get("List the models", "ModelList", _problems(401, 403, 429))},
+            "/v1/models/{name}": {
+                "get": _get("Describe a model", "Model", _problems(401, 403, 404, 429, 503), [_NAME])
+            },
             "/v1/models/{name}/classify": {"post": _CLASSIFY},
             "/livez": {"get": _get("Is this worker alive?", "Status", {})},
             "/readyz": {"get": _get("Is every model loaded and warm?", "Status", _problems(503))},
         },
-        "components": {"schemas": _SCHEMAS},
+        "components": {"schemas": _SCHEMAS, "securitySchemes": _SCHEMES},
+        # Either, or none where the service asks for none.
+        "security": [{"bearer": []}, {"key": []}, {}],
     }
 
 
@@ -123,8 +127,13 @@ _CLASSIFY = {
                 "application/vnd.trueodds.predictions": {"schema": _BINARY},
             },
         },
-        **_problems(400, 404, 405, 406, 408, 413, 415, 422, 503),
+        **_problems(400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 429, 503),
     },
+}
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT of the identity provider."},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
 
 _SCHEMAS: dict[str, Any] = {

@@ -16,6 +16,8 @@ Respond = Callable[[int, bytes, bytes], Awaitable[None]]
 
 logger = logging.getLogger("trueodds")
 
+# For a browser that shows it: a document that loads nothing, runs nothing and stands in nobody's frame.
+INERT = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
 # RFC 9110, section 8.8.3: what is compared of an entity tag; a W/ before it does not count.
 ENTITY_TAG = re.compile(rb'"[!#-~\x80-\xff]*+"')
@@ -32,7 +34,7 @@ class Response(NamedTuple):
 
     @classmethod
     def json(cls, document: Any) -> "Response":
-        return cls(200, JSON, encode(document))
+        return cls(200, JSON, encode(document), (INERT,))
 
     @classmethod
     def cacheable_json(cls, document: Any) -> "Response":
@@ -40,11 +42,11 @@ class Response(NamedTuple):
         body = encode(document)
         etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
         # no-cache: keep it, and ask each time whether it still holds.
-        return cls(200, JSON, body, ((b"cache-control", b"no-cache"), (b"etag", etag)), etag)
+        return cls(200, JSON, body, (INERT, (b"cache-control", b"no-cache"), (b"etag", etag)), etag)
 
     @classmethod
     def problem(cls, problem: Problem, request_id: str) -> "Response":
-        return cls(problem.status, PROBLEM_JSON, encode(problem.document(request_id)), problem.headers)
+        return cls(problem.status, PROBLEM_JSON, encode(problem.document(request_id)), (INERT, *problem.headers))
 
     @classmethod
     def failure(cls, error: Exception, request_id: str) -> "Response":

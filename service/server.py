@@ -10,6 +10,7 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from types import FrameType
@@ -147,8 +148,9 @@ class Server(uvicorn.Server):
         pulse: Pulse | None = None,
         drain_s: float = 0.0,
         leave: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """SIGTERM: `leave` is called, and `drain_s` later nobody new gets in."""
+        """SIGTERM: `leave` is called, and `drain_s` later nobody new gets in. Without `tls`, `config` decides."""
         # In place of protocols that uvicorn would import for nothing.
         config.http, config.ws = Connection, "none"
         super().__init__(config)
@@ -157,6 +159,7 @@ class Server(uvicorn.Server):
         self._pulse = pulse or Pulse(board)
         self._drain_s = drain_s
         self._leave = leave
+        self._tls = tls
         self._connecting: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -224,9 +227,13 @@ class Server(uvicorn.Server):
         accepted.setblocking(False)
         if accepted.family in (socket.AF_INET, socket.AF_INET6):
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls = self._tls or self.config.ssl
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self._connections), accepted, ssl=self.config.ssl
+                lambda: Connection(self._connections),
+                accepted,
+                ssl=tls,
+                ssl_handshake_timeout=self._deadlines.head_s if tls else None,
             )
         except OSError:
             # It did not shake hands, or left before.

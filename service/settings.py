@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from service.backends import Device
 from service.errors import SettingError
 from service.protocol import Deadlines
+from service.tls import Tls, chosen
 from service.trust import Trust
 
 PREFIX = "TRUEODDS_"
@@ -22,6 +23,7 @@ def _comma_separated(value: object) -> object:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Access = Literal["open", "admin", "closed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 ImageFormat = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 Pin = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*/\d+(\.\d+){0,2}@sha256:[0-9a-f]{64}$")]
@@ -64,6 +66,15 @@ class Settings(BaseModel):
     cache_bytes: Annotated[int, Field(ge=0)] = 0
     compiled: Path = Field(default_factory=lambda: _cache_home() / "trueodds")
     access_log_sample: Share = 0.01
+    api_keys: Path | None = None
+    metrics_access: Access = "open"
+    docs_access: Access = "open"
+    oidc_issuer: str | None = None
+    oidc_audience: str | None = None
+    oidc_jwks_url: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -79,6 +90,11 @@ class Settings(BaseModel):
     @property
     def trust(self) -> Trust:
         return Trust(self.pinned, self.signed_by)
+
+    @property
+    def tls(self) -> Tls | None:
+        """Raises SettingError."""
+        return chosen(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def deadlines(self) -> Deadlines:

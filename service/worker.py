@@ -15,6 +15,7 @@ from service.access_log import AccessLog
 from service.board import BOARD, Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
+from service.gate import Gate
 from service.http import Front
 from service.images import accepting
 from service.late import Late
@@ -66,17 +67,31 @@ class Worker:
         self._folder = folder
         self._board = Board(folder and folder / BOARD, number)
         self._pulse = Pulse(self._board)
+        self._gate = Gate.of(settings, folder, number, self._refused)
         self._front = Front(BENTOML_PATHS, settings, document(VERSION))
         self._models: Models | None = None
 
     def before(self, make: Callable[[], Application]) -> Application:
         """The application to serve, before BentoML's, which `make` makes when it is needed."""
-        return self._front.before(Late(make, self.models, self._front.stopped))
+        front = self._front.before(Late(make, self.models, self._front.stopped))
+        return self._gate.before(front) if self._gate else front
 
     def server(self, config: uvicorn.Config) -> Server:
+        tls = self.settings.tls
         return Server(
-            config, self.settings.deadlines, self._board, self._pulse, self.settings.drain_s, self._front.leaves
+            config,
+            self.settings.deadlines,
+            self._board,
+            self._pulse,
+            self.settings.drain_s,
+            self._front.leaves,
+            tls.context() if tls else None,
         )
+
+    def _refused(self, request_id: str, method: str, path: str, status: int, seconds: float) -> None:
+        if self._models:
+            self._models.metrics.request("", status, seconds)
+            self._models.log.request(request_id, method, path, status, seconds)
 
     def models(self) -> Models:
         """Loaded when first asked for. Raises StartupError."""

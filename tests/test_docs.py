@@ -30,6 +30,13 @@ def test_every_setting_is_documented_with_its_default() -> None:
         "TRUEODDS_SIGNED_BY": "none",
         "TRUEODDS_FORMATS": "png,jpeg,gif,webp,bmp",
         "TRUEODDS_COMPILED": "~/.cache/trueodds",
+        "TRUEODDS_API_KEYS": "none",
+        "TRUEODDS_OIDC_ISSUER": "none",
+        "TRUEODDS_TLS_CERT": "none",
+        "TRUEODDS_TLS_KEY": "none",
+        "TRUEODDS_TLS_CLIENT_CA": "none",
+        "TRUEODDS_OIDC_AUDIENCE": "none",
+        "TRUEODDS_OIDC_JWKS_URL": "none",
     }
     for name, default in fields.items():
         assert rows[name] == told.get(name, str(default)), name

@@ -41,6 +41,7 @@ def test_json_is_sent_whole() -> None:
         b"content-length": str(len(body)).encode(),
         b"x-request-id": b"id-1",
         b"x-content-type-options": b"nosniff",
+        b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
     }
 
 
@@ -70,6 +71,7 @@ def test_a_client_that_has_the_document_is_sent_none() -> None:
     assert headers == {
         b"x-request-id": b"id-1",
         b"x-content-type-options": b"nosniff",
+        b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
         b"cache-control": b"no-cache",
         b"etag": kept.etag,
     }

@@ -38,6 +38,15 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "compiled": ("/var/cache/trueodds", Path("/var/cache/trueodds")),
     "cache_bytes": ("4096", 4096),
     "access_log_sample": ("0.5", 0.5),
+    "api_keys": ("/etc/trueodds/keys.json", Path("/etc/trueodds/keys.json")),
+    "metrics_access": ("admin", "admin"),
+    "docs_access": ("closed", "closed"),
+    "oidc_issuer": ("https://id.example", "https://id.example"),
+    "tls_cert": ("/etc/trueodds/cert.pem", Path("/etc/trueodds/cert.pem")),
+    "tls_key": ("/etc/trueodds/key.pem", Path("/etc/trueodds/key.pem")),
+    "tls_client_ca": ("/etc/trueodds/clients.pem", Path("/etc/trueodds/clients.pem")),
+    "oidc_audience": ("trueodds", "trueodds"),
+    "oidc_jwks_url": ("file:///etc/trueodds/jwks.json", "file:///etc/trueodds/jwks.json"),
 }
 
 
@@ -91,6 +100,8 @@ def test_a_variable_nobody_reads_is_an_error(name: str) -> None:
         ),
         *(("pinned", text) for text in ("digits", "digits/1", PIN[:-1], PIN.upper(), "../x/1" + PIN[8:])),
         *(("formats", text) for text in ("", "svg", "PNG")),
+        ("metrics_access", "secret"),
+        ("docs_access", ""),
         ("backend", "tensorflow"),
         ("device", "gpu"),
     ],
