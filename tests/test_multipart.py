@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import BadParameter, BodyTooLarge, MalformedRequest, Problem
-from service.multipart import files
+from service.multipart import Form, files
 from service.responses import encode
 
 BOUNDARY = b"XyZ"
@@ -219,6 +219,41 @@ def test_scrambled_forms_are_only_ever_a_clients_mistake(body: bytes, max_files:
     """The pieces of a form in any order raise nothing but a 4xx."""
     is_refused_or_understood(body, CONTENT_TYPE, max_files)
     is_refused_or_understood(b"--XyZ\r\n" + body + b"\r\n--XyZ--", CONTENT_TYPE, max_files)
+
+
+def arrived(pieces: Sequence[bytes], max_files: int) -> list[bytes] | None:
+    """The files of a body that comes in these pieces; None where it is refused."""
+    try:
+        arriving = Form(CONTENT_TYPE, max_files)
+        for piece in pieces:
+            arriving.feed(piece)
+        return arriving.close()
+    except Problem:
+        # Of several faults the one that is seen first is told.
+        return None
+
+
+NEARLY_PLAIN = st.lists(
+    st.sampled_from(
+        [
+            b"--XyZ\r\n" + DISPOSITION + b"\r\n\r\nabc\r\n",
+            b"--XyZ\r\n" + DISPOSITION + b"\r\nContent-Type: image/png\r\n\r\n\r\n",
+            b"--XyZ\r\n" + DISPOSITION.upper() + b"\r\n\r\nabc\r\n",
+            b"--XyZ\r\n" + DISPOSITION + b"\r\nContent-Type: " + b"x" * 9_000 + b"\r\n\r\nabc\r\n",
+            *(b"--XyZ--\r\n", b"--XyZ--", b"--XyZ\r\n", b"--XyZ \r\n", b"--XyZabc\r\n", b"\r\n", b"abc\r\n"),
+        ]
+    ),
+    max_size=6,
+).map(b"".join)
+
+
+@given(NEARLY_PLAIN, st.integers(1, 3), st.integers(0, 200), st.booleans())
+@settings(deadline=None, max_examples=400)
+def test_a_form_means_the_same_whole_and_in_pieces(body: bytes, max_files: int, cut: int, closed: bool) -> None:
+    """The short way for what nearly every client sends understands it as the long way does."""
+    body += b"--XyZ--\r\n" if closed else b""
+    assert arrived([body], max_files) == arrived([body[:cut], body[cut:]], max_files)
+    assert arrived([body], max_files) == arrived([body[i : i + 1] for i in range(len(body))], max_files)
 
 
 @given(
