@@ -351,12 +351,12 @@ class Batcher(Generic[Answer]):
         """The next batch; empty where nothing waits any more."""
         before = self._queue.images
         batch = self._queue.take(self._clock())
-        self._turns.done(before - self._queue.images - _size(batch))
+        self._turns.done(before - self._queue.images - size_of(batch))
         return batch
 
     def expected_s(self, batch: list[Part[Answer]]) -> float:
         """How long this batch will probably take, in seconds."""
-        return self._image_s * _size(batch)
+        return self._image_s * size_of(batch)
 
     def run(self, batch: list[Part[Answer]], alone: bool) -> "Ran[Answer]":
         """Run the backend once over the batch; again over its parts where that fails. In any thread."""
@@ -389,7 +389,7 @@ class Batcher(Generic[Answer]):
 
     def refuse(self, batch: list[Part[Answer]], error: Exception) -> None:
         """Tell those who wait for a batch that it cannot run."""
-        self._give(batch, [error] * _size(batch))
+        self._give(batch, [error] * size_of(batch))
 
     def _give(self, batch: list[Part[Answer]], answers: Sequence[Answer | Exception]) -> None:
         at = 0
@@ -422,5 +422,6 @@ class Ran(Generic[Answer]):
     ended: float
 
 
-def _size(batch: list[Part[Answer]]) -> int:
+def size_of(batch: Sequence[Part[Answer]]) -> int:
+    """The images in a batch."""
     return sum(part.stop - part.start for part in batch)

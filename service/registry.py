@@ -111,15 +111,7 @@ def _warm_backend(found: Bundle, settings: Settings, cache: Path | None) -> tupl
 
 
 def _loaded(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Backend, Measured]:
-    backend = BACKENDS[settings.backend](
-        found.directory,
-        settings.device,
-        settings.thread_count,
-        wide_threads=tuning.wide_threads(settings),
-        winograd=settings.winograd,
-        cache=cache,
-        seal=found.seal,
-    )
+    backend = tuning.loaded(BACKENDS[settings.backend], found, settings, cache)
     return backend, tuning.tuned(found, backend, cache)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service import bundle
-from service.backends import Backend, Placement, Plan, onnx, torchscript
+from service.backends import Backend, Load, Placement, Plan, onnx, torchscript
 from service.bundle import Bundle
 from service.errors import StartupError
 from service.files import Folder
@@ -125,6 +125,19 @@ class Shape:
 def wide_threads(settings: Settings) -> int:
     """Threads for a batch that is alone: all cores, unless somebody has said how many an inference may have."""
     return 0 if settings.threads else available_cores()
+
+
+def loaded(load: Load, found: Bundle, settings: Settings, cache: Path | None = None) -> Backend:
+    """A bundle, ready to run as the settings say; `cache` keeps what is compiled. Raises what `load` raises."""
+    return load(
+        found.directory,
+        settings.device,
+        settings.thread_count,
+        wide_threads=wide_threads(settings),
+        winograd=settings.winograd,
+        cache=cache,
+        seal=found.seal,
+    )
 
 
 def tuned(found: Bundle, backend: Backend, cache: Path | None = None) -> Measured:
@@ -454,14 +467,7 @@ def _installed(found: Bundle, settings: Settings) -> Iterator[Backend]:
     """Every backend of this machine, as the service would run it."""
     for load in (onnx.load, torchscript.load):
         try:
-            yield load(
-                found.directory,
-                settings.device,
-                settings.thread_count,
-                wide_threads=wide_threads(settings),
-                winograd=settings.winograd,
-                seal=found.seal,
-            )
+            yield loaded(load, found, settings)
         except StartupError as error:
             print(f"not measured: {error}", file=sys.stderr)
 

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
-from service.batching import Batcher, Part, Ran
+from service.batching import Batcher, Part, Ran, size_of
 from service.board import Board
 from service.errors import NotReady
 from service.pulse import Pulse
@@ -105,8 +105,7 @@ class Turns:
     def _watched(self, batcher: AnyBatcher, batch: Batch, alone: bool) -> Ran[Any]:
         """In a thread."""
         expected_s = batcher.expected_s(batch)
-        images = sum(part.stop - part.start for part in batch)
-        may_take_s = UNKNOWN_IMAGE_S * images if math.isinf(expected_s) else MUCH_LONGER * expected_s
+        may_take_s = UNKNOWN_IMAGE_S * size_of(batch) if math.isinf(expected_s) else MUCH_LONGER * expected_s
         with self._pulse.watching("a batch", may_take_s):
             return batcher.run(batch, alone)
 

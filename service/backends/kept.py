@@ -4,7 +4,8 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +45,28 @@ def kept(folder: Path, read: Callable[[Path], Content], write: Callable[[Path], 
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return read(folder)
+
+
+@contextmanager
+def kept_or_made(
+    cache: Path | None, name: str, what: str, read: Callable[[Path], Content], write: Callable[[Path], None]
+) -> Iterator[tuple[Path, Content]]:
+    """A folder `name` of the cache and what `kept` gives for it.
+
+    Without a cache, or where that cannot be written, which the log tells of `what`, it is a temporary folder that goes
+    when the context ends. Raises OSError where there is no room even for that, DamagedError, or what `write` raises.
+    """
+    if cache is not None:
+        try:
+            content = kept(cache / name, read, write)
+        except (OSError, DamagedError) as error:
+            logger.warning("no %s are kept in %s: %s", what, cache, error)
+        else:
+            yield cache / name, content
+            return
+    with tempfile.TemporaryDirectory(prefix="trueodds-") as made:
+        write(Path(made))
+        yield Path(made), read(Path(made))
 
 
 def opened(folder: Path) -> Folder:

@@ -20,11 +20,9 @@ import ctypes
 import fcntl
 import importlib.metadata
 import json
-import logging
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -36,14 +34,12 @@ import numpy as np
 
 from service.backends import OUTPUTS, Outputs
 from service.backends.agreement import disagreement
-from service.backends.kept import DamagedError, kept, key_of, make_private, opened
+from service.backends.kept import DamagedError, kept_or_made, key_of, make_private, opened
 from service.backends.processor import processor
 from service.errors import BackendError
 from service.files import sha256
 from service.images import Pixels
 from service.seal import ModelFile
-
-logger = logging.getLogger("trueodds")
 
 MODEL, GRAPH, VERDICT = "model.onnx", "graph.mnn", "verdict.json"
 # Changes when what is written here, or how it is judged, changes.
@@ -134,22 +130,15 @@ def load(model: ModelFile, threads: int, expected: Forward, shape: tuple[int, in
     library = runtime()
     if library is None:
         raise BackendError("MNN is not installed.")
+    runs_on = processor()
+    name = f"mnn/{key_of(str(FORMAT), model.sha256, library, runs_on.name, runs_on.features)}"
     write = partial(_write, model, expected, shape)
-    if cache is not None:
-        runs_on = processor()
-        folder = cache / "mnn" / key_of(str(FORMAT), model.sha256, library, runs_on.name, runs_on.features)
-        try:
-            verdict = kept(folder, read, write)
-        except (OSError, DamagedError) as error:
-            logger.warning("no converted networks are kept in %s: %s", cache, error)
-        else:
-            return _network(folder, verdict, threads)
     try:
-        with tempfile.TemporaryDirectory(prefix="trueodds-") as name:
-            write(Path(name))
-            network = _network(Path(name), read(Path(name)), threads)
-            # The file does not outlive this.
-            network.load()
+        with kept_or_made(cache, name, "converted networks", read, write) as (folder, verdict):
+            network = _network(folder, verdict, threads)
+            if cache is None or folder != cache / name:
+                # Its file does not outlive this.
+                network.load()
             return network
     except (OSError, DamagedError) as error:
         raise BackendError(f"there is no room to convert a network: {error}") from error

@@ -11,9 +11,7 @@ the graph, and the mapping of the weights, in a file that only this user may wri
 
 import hashlib
 import json
-import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.backends.external_data import external_tensors, self_contained
-from service.backends.kept import DamagedError, kept, key_of, make_private, opened
+from service.backends.kept import DamagedError, kept_or_made, key_of, make_private, opened
 from service.backends.processor import processor
 from service.files import Folder, sha256
 from service.seal import ModelFile
-
-logger = logging.getLogger("trueodds")
 
 GRAPH, WEIGHTS, DIGESTS = "graph.onnx", "weights.bin", "digests.json"
 # Changes when what is written here changes.
@@ -57,18 +53,9 @@ def optimized(model: ModelFile, cache: Path | None) -> Iterator[OptimizedGraph]:
     Raises BundleError, OSError where there is no room even for a temporary file, DamagedError, or what ONNX Runtime
     raises.
     """
-    if cache is not None:
-        try:
-            found = kept(cache / "onnx" / _key(model), read, partial(_write, model))
-        except (OSError, DamagedError) as error:
-            logger.warning("no graphs are kept in %s: %s", cache, error)
-        else:
-            yield found
-            return
-    with tempfile.TemporaryDirectory(prefix="trueodds-") as folder:
-        _write(model, Path(folder))
-        # The mapping outlives the file's name.
-        yield read(Path(folder))
+    with kept_or_made(cache, f"onnx/{_key(model)}", "graphs", read, partial(_write, model)) as (_, graph):
+        # Its mapping outlives a file's name.
+        yield graph
 
 
 def _write(model: ModelFile, folder: Path) -> None:
