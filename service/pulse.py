@@ -36,9 +36,13 @@ class Pulse:
             # A copy, for threads come and go.
             for name, until in list(self._running.values()):
                 if self._beats > until:
-                    self._stuck = True
-                    logger.error("%s does not come to an end; this worker had better be replaced", name)
+                    self.give_up(f"{name} does not come to an end")
         self._board.beat(self._stuck)
+
+    def give_up(self, reason: str) -> None:
+        """Have the next beat tell that this worker had better be replaced. From any thread."""
+        self._stuck = True
+        logger.error("%s; this worker had better be replaced", reason)
 
     @contextmanager
     def watching(self, name: str, may_take_s: float = 0.0) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The models being served: each a bundle, the backend that runs it and the batcher in front of that."""
 
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +13,19 @@ import numpy as np
 from service import bundle, tuning
 from service.answers import Answers, Row
 from service.backends import Backend, Load, onnx, torchscript
+from service.backends.standby import WithStandby
 from service.batching import Batcher, BatchReport, Limits, Priority
 from service.binary import BinaryAnswers
 from service.board import Board
 from service.bundle import Bundle
-from service.errors import UnknownModel
+from service.errors import BackendError, StartupError, UnknownModel
 from service.images import Pixels
 from service.pulse import Pulse
 from service.settings import Settings
 from service.tuning import Measured
 from service.turns import Turns
+
+logger = logging.getLogger("trueodds")
 
 BACKENDS: dict[str, Load] = {
     "onnx": onnx.load,
@@ -84,7 +88,8 @@ def load(
     # A backend is called by one thread at a time, and a device runs one batch at a time.
     executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
     bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
-    warm = {name: _warm_backend(found, settings, cache) for name, found in bundles.items()}
+    pulse = pulse or Pulse(board)
+    warm = {name: _warm_backend(found, settings, cache, pulse) for name, found in bundles.items()}
     on_loop = settings.thread_count == 1 and all(backend.device == "cpu" for backend, _ in warm.values())
     turns = Turns(executor, board, on_loop, pulse)
     models = {
@@ -102,8 +107,26 @@ def prepare(settings: Settings, cache: Path) -> None:
         _loaded(found, settings, cache)
 
 
-def _warm_backend(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Backend, int]:
-    """The backend, ready, and the most images it should get at once."""
+def _warm_backend(found: Bundle, settings: Settings, cache: Path | None, pulse: Pulse) -> tuple[Backend, int]:
+    """The backend, ready, and the most images it should get at once; behind a GPU stands the CPU."""
+    on_cpu = settings.model_copy(update={"device": "cpu"})
+    try:
+        backend, max_batch_size = _warm(found, settings, cache)
+    except StartupError:
+        raise
+    except Exception as error:
+        # A GPU may be there, and fail all the same.
+        if settings.device != "auto":
+            raise BackendError(f"{found.manifest.name} does not run on {settings.device}: {error}.") from error
+        logger.warning("the CPU is used: %s", error)
+        return _warm(found, on_cpu, cache)
+    if backend.device != "cpu":
+        standby = partial(tuning.loaded, BACKENDS[settings.backend], found, on_cpu, cache)
+        backend = WithStandby(backend, standby, pulse.give_up)
+    return backend, max_batch_size
+
+
+def _warm(found: Bundle, settings: Settings, cache: Path | None) -> tuple[Backend, int]:
     backend, measured = _loaded(found, settings, cache)
     max_batch_size = settings.max_batch_size or measured.max_batch_size
     warm_up(backend, found, max_batch_size)
