@@ -73,7 +73,11 @@ class Contest:
         )
 
     def _bulk(self, number: int, point: Point, body: Body) -> str:
-        contending = [lambda: self._limit(number, point), lambda: self._service(number, point, body)]
+        contending = [
+            lambda: self._limit(number, point),
+            lambda: self._service(number, point, body),
+            lambda: self._plain_loop(number, point),
+        ]
         return self._turns(number, point, contending)
 
     def _crowd(self, number: int) -> str:
@@ -114,11 +118,19 @@ class Contest:
     def _limit(self, number: int, point: Point) -> Sample:
         """One connection never has company: its limit is one process and one image at a time."""
         kind = "alone" if point.connections == 1 else KINDS.get(point.part, "files")
-        limit, batch = self.limits[point.model], 1 if kind == "alone" else self.batches[point.model]
+        return self._in_process(number, point, "limit", kind, 1 if kind == "alone" else self.batches[point.model])
+
+    def _plain_loop(self, number: int, point: Point) -> Sample:
+        """In the same processes as the limit, which then rests."""
+        kind = f"plain-{KINDS.get(point.part, 'files')}"
+        return self._in_process(number, point, "loop", kind, self.batches[point.model])
+
+    def _in_process(self, number: int, point: Point, contender: str, kind: str, batch: int) -> Sample:
+        limit = self.limits[point.model]
         with processes.Watch(limit.pids) as watch:
             rate = limit.rate(kind, batch, self.plan.short_seconds)
         usage = watch.usage
-        return Sample(number, point, "limit", rate, 1000 * usage.cpu_s / (rate * usage.seconds), usage.other_cores)
+        return Sample(number, point, contender, rate, 1000 * usage.cpu_s / (rate * usage.seconds), usage.other_cores)
 
     def _together(self, number: int) -> list[Sample]:
         processes.wait_until_still(self.service_pids)

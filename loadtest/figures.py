@@ -23,7 +23,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement of one contender, "service", "limit" or "floor". `rate` is in images a second."""
+    """One measurement of one contender, "service", "limit", "loop" or "floor". `rate` is in images a second."""
 
     round: int
     point: Point
@@ -61,13 +61,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """A point over all rounds. `of_limit`, `of_floor`: the service's rate by that of the other, round by round."""
+    """A point over all rounds. `of_limit` and the like: the service's rate by that of the other, round by round."""
 
     point: Point
     rate: Spread | None
     limit: Spread | None
+    loop: Spread | None
     floor: Spread | None
     of_limit: Spread | None
+    of_loop: Spread | None
     of_floor: Spread | None
     cpu_ms: Spread | None
     limit_cpu_ms: Spread | None
@@ -110,8 +112,10 @@ class Figures:
             point,
             rate=rates("service"),
             limit=rates("limit"),
+            loop=rates("loop"),
             floor=rates("floor"),
             of_limit=ratio("limit"),
+            of_loop=ratio("loop"),
             of_floor=ratio("floor"),
             cpu_ms=Spread.of(sample.cpu_ms for sample in service),
             limit_cpu_ms=Spread.of(a["limit"].cpu_ms for a in used if "limit" in a),

@@ -7,6 +7,8 @@ works so long at that batch size and says how many images it did and how many se
     alone     the same where nobody else needs the cores
     tensor    the test images as .npy, to JSON: nothing to decode
     binary    the same, to a binary answer
+
+Each but `alone` also as `plain-…`: done by the loop of loadtest.plain instead.
 """
 
 import io
@@ -20,6 +22,7 @@ import numpy as np
 
 from loadtest.bodies import BULK, images_of
 from loadtest.pipeline import Pipeline
+from loadtest.plain import PlainLoop
 
 WARM_UP_RUNS = 3
 
@@ -29,7 +32,8 @@ Work = Callable[[int], int]
 
 def main() -> None:
     name, cache = sys.argv[1:]
-    kinds = kinds_of_work(Pipeline.of(name, Path(cache)), [image.content for image in images_of(name)])
+    pipeline = Pipeline.of(name, Path(cache))
+    kinds = kinds_of_work(pipeline, pipeline.plain_loop(), [image.content for image in images_of(name)])
     print("ready", flush=True)
     for line in sys.stdin:
         kind, batch, seconds = line.split()
@@ -37,7 +41,7 @@ def main() -> None:
         print(done, took, flush=True)
 
 
-def kinds_of_work(pipeline: Pipeline, files: list[bytes]) -> dict[str, Work]:
+def kinds_of_work(pipeline: Pipeline, plain: PlainLoop, files: list[bytes]) -> dict[str, Work]:
     turn = itertools.cycle(files)
     file = io.BytesIO()
     np.save(file, pipeline.batch(files[:BULK]))
@@ -47,6 +51,9 @@ def kinds_of_work(pipeline: Pipeline, files: list[bytes]) -> dict[str, Work]:
         "alone": lambda batch: len(pipeline.classify(list(itertools.islice(turn, batch)), alone=True)),
         "tensor": lambda batch: len(pipeline.classify_tensor(npy, batch)),
         "binary": lambda batch: images * bool(pipeline.classify_tensor_to_binary(npy, batch)),
+        "plain-files": lambda batch: batch * bool(plain.classify(itertools.islice(turn, batch))),
+        "plain-tensor": lambda batch: images * bool(plain.classify_tensor(npy, batch)),
+        "plain-binary": lambda batch: images * bool(plain.classify_tensor_to_binary(npy, batch)),
     }
 
 

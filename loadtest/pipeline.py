@@ -13,10 +13,11 @@ from typing import Any, Self, cast
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from loadtest.plain import PlainLoop
 from service import bundle, images, registry, tensors
 from service.access_log import AccessLog
 from service.answers import Options, Row
-from service.backends import Outputs
+from service.backends import Outputs, onnx
 from service.batching import Batcher, BatchReport, Limits
 from service.board import Board
 from service.cache import AnswerCache
@@ -51,6 +52,11 @@ class Pipeline:
     @property
     def max_batch_size(self) -> int:
         return self.model.batcher.limits.max_batch_size
+
+    def plain_loop(self) -> PlainLoop:
+        """What does the same work without the service's parts."""
+        spec = self.model.bundle.manifest.input
+        return PlainLoop(self.model.bundle.directory / onnx.FILE, (spec.height, spec.width), self.settings.thread_count)
 
     def classify(self, files: Sequence[bytes], alone: bool = False) -> list[bytes]:
         """Files → the body of the answer to each, by one inference."""

@@ -20,7 +20,19 @@ SINGLE_HEAD = (
     "limit's",
     "errors",
 )
-BULK_HEAD = ("body", "of the limit", "images/s", "limit/s", "p50 ms", "p99 ms", "CPU ms/image", "limit's", "errors")
+BULK_HEAD = (
+    "body",
+    "of the limit",
+    "of a plain loop",
+    "images/s",
+    "limit/s",
+    "loop/s",
+    "p50 ms",
+    "p99 ms",
+    "CPU ms/image",
+    "limit's",
+    "errors",
+)
 CROWD_HEAD = ("both models at once", "of alone", "images/s", "p50 ms", "p99 ms", "errors")
 
 
@@ -51,8 +63,8 @@ def bulk(figures: Figures, model: str) -> str:
         [
             (
                 _marked(row, PARTS[row.point.part]),
-                _share(row.of_limit),
-                *map(_whole, (row.rate, row.limit)),
+                *map(_share, (row.of_limit, row.of_loop)),
+                *map(_whole, (row.rate, row.limit, row.loop)),
                 *(_short(row.latencies_ms.get(name)) for name in ("p50", "p99")),
                 *map(_short, (row.cpu_ms, row.limit_cpu_ms)),
                 str(row.errors),
