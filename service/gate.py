@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HEALTH = frozenset({"/livez", "/healthz", "/readyz"})
 DOCUMENTS = frozenset({"/", "/docs.json", "/schema.json"})
 METRICS = "/metrics"
+# Where those who run the service have a port of their own, this is there alone, and nothing else is there but health.
+OPERATORS = DOCUMENTS | {METRICS}
 INFER, FEEDBACK, ADMIN = "infer", "feedback", "admin"
 MODELS, PIXELS = "/v1/models", "/classify_pixels"
 BEARER = b"bearer "
@@ -47,25 +49,41 @@ class Gate:
     """Lets requests through to `inner`."""
 
     def __init__(
-        self, keys: KeyRing | None, tokens: Tokens | None, meters: Meters, closed: dict[str, str], refused: Refused
+        self,
+        keys: KeyRing | None,
+        tokens: Tokens | None,
+        meters: Meters,
+        closed: dict[str, str],
+        refused: Refused,
+        only: frozenset[str] | None = None,
     ) -> None:
-        """`closed` tells of paths that are open otherwise: the scope each needs, or that there is none of it ("")."""
+        """`closed` tells of paths that are open otherwise: the scope each needs, or that there is none of it ("").
+
+        `only`: there is nothing but these paths and health.
+        """
         self._inner: Application
         self._keys = keys
         self._tokens = tokens
         self._meters = meters
         self._closed = closed
         self._refused = refused
+        self._only = only
 
     @classmethod
     def of(cls, settings: "Settings", folder: Path | None, number: int, refused: Refused) -> "Gate | None":
         """None where the settings ask for none. Raises SettingError."""
         closed = _closed(settings)
         tokens = _tokens(settings)
+        if settings.admin_port:
+            closed = dict.fromkeys(OPERATORS, "")
         if not (settings.api_keys or tokens or closed):
             return None
         keys = KeyRing(settings.api_keys) if settings.api_keys else None
         return cls(keys, tokens, Meters(folder, number), closed, refused)
+
+    def of_operators(self, settings: "Settings") -> "Gate":
+        """Another, of the same keys and limits, for the port of those who run the service."""
+        return Gate(self._keys, self._tokens, self._meters, _closed(settings), self._refused, OPERATORS)
 
     def before(self, inner: Application) -> Application:
         """Stand in front of an application; returns what is to be served."""
@@ -124,10 +142,11 @@ class Gate:
         """Which scope a path needs; None for none. Raises UnknownPath for what is closed to everybody."""
         if path in HEALTH:
             return None
-        if path in self._closed:
-            if not self._closed[path]:
-                raise UnknownPath(f"There is nothing at {path}.")
-            return self._closed[path]
+        needed = self._closed.get(path)
+        if needed == "" or not (self._only is None or path in self._only):
+            raise UnknownPath(f"There is nothing at {path}.")
+        if needed:
+            return needed
         if path in DOCUMENTS or path == METRICS or not (self._keys or self._tokens):
             return None
         if path.endswith("/feedback"):

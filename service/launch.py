@@ -8,6 +8,7 @@ shall be.
 import argparse
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ import uvicorn
 
 from service import bundle, gate, registry
 from service.errors import StartupError
+from service.health import ADDRESS, url_of
 from service.lines import Lines, LinesHandler
 from service.protocol import Application
 from service.seal import check_vouched
@@ -30,16 +32,24 @@ ORPHAN_S = 28.0
 LOG_FORMAT = "%(asctime)s [%(levelname)s] [worker:{number}] %(message)s"
 
 
-def serve(settings: Settings, listening: socket.socket, number: int) -> bool:
-    """Answer what comes in by `listening` until a signal ends it; False where it cannot, which the log explains."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    worker = Worker(settings, Path(folder) if folder else None, number)
+def serve(settings: Settings, listening: list[socket.socket], number: int) -> bool:
+    """Answer what comes in by `listening` until a signal ends it; False where it cannot, which the log explains.
+
+    The second socket, if any, is for operators.
+    """
+    worker = Worker(settings, shared_folder(), number, two_ports=len(listening) == 2)
     config = uvicorn.Config(worker.before(lambda: _bentoml(number)), log_config=None, server_header=False)
     server = worker.server(config)
     # Must not stop in mid-air what SIGTERM would end: see service.supervisor.
     signal.signal(signal.SIGUSR1, server.retire)
-    server.run(sockets=[listening])
+    server.run(sockets=listening)
     return server.started
+
+
+def shared_folder() -> Path | None:
+    """What the workers of this instance share."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
 
 
 def _bentoml(number: int) -> Application:
@@ -53,6 +63,9 @@ def end_with(supervisor: int) -> None:
 
     def wait() -> None:
         os.read(supervisor, 1)
+        if folder := shared_folder():
+            # Nobody else will. What is mapped of it stays, for those that still answer.
+            shutil.rmtree(folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_S)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -86,7 +99,7 @@ def check(settings: Settings) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Returns 1 where the service cannot start, having said why in one line."""
     parser = argparse.ArgumentParser(prog="python -m service.launch", description=__doc__)
-    parser.add_argument("--socket", type=int, required=True, help="descriptor of the listening socket")
+    parser.add_argument("--socket", type=int, required=True, nargs="+", help="descriptors of the listening sockets")
     parser.add_argument("--number", type=int, required=True, help="counted from 1 among the workers of an instance")
     parser.add_argument("--life", type=int, help="descriptor of a pipe that ends with the supervisor")
     parser.add_argument("--tell", type=int, help="descriptor to write the number of workers to, once they may start")
@@ -101,20 +114,36 @@ def main(argv: list[str] | None = None) -> int:
         end_with(arguments.life)
     try:
         settings = Settings.from_environment()
+        listening = [socket.socket(fileno=descriptor) for descriptor in arguments.socket]
         if arguments.tell is not None:
             heavy = check(settings)
-            os.write(arguments.tell, b"%d %g\n" % (settings.worker_count, settings.drain_s))
-            os.close(arguments.tell)
+            tell(arguments.tell, settings, listening)
             if heavy:
                 _start_anew(arguments.socket, arguments.number, arguments.life)
-        return int(not serve(settings, socket.socket(fileno=arguments.socket), arguments.number))
+        return int(not serve(settings, listening, arguments.number))
     except StartupError as error:
         print(f"trueodds: {error}", file=sys.stderr)
         return 1
 
 
-def _start_anew(listening: int, number: int, life: int | None) -> None:
-    worker = ["service.launch", "--socket", str(listening), "--number", str(number)]
+def tell(supervisor: int, settings: Settings, listening: list[socket.socket]) -> None:
+    """What the supervisor waits for, by its pipe, and where the service is, for who looks whether it is well.
+
+    Raises StartupError.
+    """
+    urls = [url_of(each, tls=bool(settings.tls)) for each in listening]
+    if folder := shared_folder():
+        try:
+            (folder / ADDRESS).write_text(urls[0] + (" mutual" if settings.tls_client_ca else ""))
+        except OSError as error:
+            raise StartupError(f"there is no room for temporary files ({error}); set TMPDIR.") from error
+    address = ", for operators ".join(urls)
+    os.write(supervisor, f"{settings.worker_count} {settings.drain_s:g} {settings.start_s} {address}\n".encode())
+    os.close(supervisor)
+
+
+def _start_anew(listening: list[int], number: int, life: int | None) -> None:
+    worker = ["service.launch", "--number", str(number), "--socket", *map(str, listening)]
     worker += [] if life is None else ["--life", str(life)]
     os.execv(sys.executable, [sys.executable, "-m", *worker])  # noqa: S606  no shell is wanted  # nosec B606
 

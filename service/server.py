@@ -13,13 +13,14 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from service.board import Board
-from service.protocol import Connection, Connections, Deadlines
+from service.protocol import Application, Connection, Connections, Deadlines
 from service.pulse import BEATS_A_SECOND, Pulse
 
 logger = logging.getLogger("trueodds")
@@ -149,8 +150,12 @@ class Server(uvicorn.Server):
         drain_s: float = 0.0,
         leave: Callable[[], None] = lambda: None,
         tls: ssl.SSLContext | None = None,
+        operators: Application | None = None,
     ) -> None:
-        """SIGTERM: `leave` is called, and `drain_s` later nobody new gets in. Without `tls`, `config` decides."""
+        """SIGTERM: `leave` is called, and `drain_s` later nobody new gets in. Without `tls`, `config` decides.
+
+        `operators` is what is served by a second socket.
+        """
         # In place of protocols that uvicorn would import for nothing.
         config.http, config.ws = Connection, "none"
         super().__init__(config)
@@ -160,27 +165,35 @@ class Server(uvicorn.Server):
         self._drain_s = drain_s
         self._leave = leave
         self._tls = tls
+        self._operators = operators
         self._connecting: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
-        config = self.config
-        self._connections = Connections(
-            config.loaded_app,
-            self._deadlines,
-            root_path=config.root_path,
-            state=self.lifespan.state,
-            board=self._board,
-        )
-        self._connections.tick()
-        self._listeners = [Listener(each, self._board, self._connect) for each in sockets or ()]
+        self._ports = [self._port(self.config.loaded_app, self._board)]
+        if self._operators:
+            # Heads are remembered for each port alone, and so few connections need not be shared evenly.
+            self._ports.append(self._port(self._operators, Board()))
+        self._tick()
+        self._listeners = [
+            Listener(each, port.board, partial(self._connect, port))
+            for each, port in zip(sockets or (), self._ports, strict=False)
+        ]
         self.servers = []
+
+    def _port(self, application: Application, board: Board) -> Connections:
+        root_path, state = self.config.root_path, self.lifespan.state
+        return Connections(application, self._deadlines, root_path=root_path, state=state, board=board)
+
+    def _tick(self) -> None:
+        for port in self._ports:
+            port.tick()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         self._pulse.beat()
         if counter % round(TICK_S * BEATS_A_SECOND) == 0:
-            self._connections.tick()
+            self._tick()
             self._board.refresh()
         return await super().on_tick(counter)
 
@@ -199,13 +212,15 @@ class Server(uvicorn.Server):
         self._board.leave()
         for each in sockets or ():
             each.close()
-        self._connections.end()
+        for port in self._ports:
+            port.end()
         await self._turn_until(END_S, self._is_deserted)
-        self._connections.abort()
+        for port in self._ports:
+            port.abort()
         await super().shutdown()
 
     def _is_deserted(self) -> bool:
-        return self.force_exit or not (self._connections.open or self._connecting)
+        return self.force_exit or not (self._connecting or any(port.open for port in self._ports))
 
     async def _turn_until(self, seconds: float, done: Callable[[], bool]) -> None:
         """As long as usual things go on, for so long at most."""
@@ -213,24 +228,24 @@ class Server(uvicorn.Server):
             if done():
                 return
             self._pulse.beat()
-            self._connections.tick()
+            self._tick()
             await asyncio.sleep(1 / BEATS_A_SECOND)
 
-    def _connect(self, accepted: socket.socket) -> None:
-        self._connections.connecting += 1
-        self._connections.count()
-        task = asyncio.get_running_loop().create_task(self._connected(accepted))
+    def _connect(self, port: Connections, accepted: socket.socket) -> None:
+        port.connecting += 1
+        port.count()
+        task = asyncio.get_running_loop().create_task(self._connected(port, accepted))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connected(self, accepted: socket.socket) -> None:
+    async def _connected(self, port: Connections, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         if accepted.family in (socket.AF_INET, socket.AF_INET6):
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = self._tls or self.config.ssl
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self._connections),
+                lambda: Connection(port),
                 accepted,
                 ssl=tls,
                 ssl_handshake_timeout=self._deadlines.head_s if tls else None,
@@ -239,5 +254,5 @@ class Server(uvicorn.Server):
             # It did not shake hands, or left before.
             accepted.close()
         finally:
-            self._connections.connecting -= 1
-            self._connections.count()
+            port.connecting -= 1
+            port.count()

@@ -24,6 +24,7 @@ def _comma_separated(value: object) -> object:
 
 Positive = Annotated[int, Field(gt=0)]
 Access = Literal["open", "admin", "closed"]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ImageFormat = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 Pin = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*/\d+(\.\d+){0,2}@sha256:[0-9a-f]{64}$")]
@@ -63,12 +64,16 @@ class Settings(BaseModel):
     body_timeout_s: Positive = 30
     keep_alive_s: Positive = 75
     drain_s: Annotated[float, Field(ge=0, le=20)] = 1.0
+    start_s: Positive = 120
     cache_bytes: Annotated[int, Field(ge=0)] = 0
     compiled: Path = Field(default_factory=lambda: _cache_home() / "trueodds")
     access_log_sample: Share = 0.01
     api_keys: Path | None = None
     metrics_access: Access = "open"
     docs_access: Access = "open"
+    # Of the socket that service.__main__ opens; 0: none.
+    admin_port: Port = 0
+    admin_host: str = "127.0.0.1"
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None

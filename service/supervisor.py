@@ -4,8 +4,8 @@ It is all that stays beside the workers and imports next to nothing, so it takes
 settings the first worker tells it, which also finds what would keep the service from starting.
 
 SIGTERM ends the service when every request that was begun is answered, SIGINT and SIGQUIT too, but without the time in
-which readiness tells of it; SIGHUP replaces all workers. A worker that stands still is killed, and one that ends gets a
-successor.
+which readiness tells of it. SIGHUP replaces all workers, as soon as one new worker serves: where that cannot, the old
+ones stay. A worker that stands still is killed, and one that ends gets a successor.
 """
 
 import os
@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -38,6 +38,9 @@ END_S = 26.0
 SAYING_S = 0.2
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
+# What those are waited for that are not timed.
+NEVER = float("inf")
+
 # Starts the worker of a number and returns its process id. The first is given a pipe to write the number of workers to.
 Start = Callable[[int, int | None], int]
 # The pulse of the worker of a number: UNBORN, STUCK, or what changes as long as it is well.
@@ -54,23 +57,32 @@ class Worker:
         # When to kill it if it still runs.
         self.kill_at: float | None = None
         # What was seen last, for how many looks, and whether it has been seen to change.
-        self._pulse, self._looks, self._alive = pulse, 0, False
+        self._pulse, self._looks, self.alive = pulse, 0, False
 
-    def looked_at(self, pulse: int) -> bool:
-        """Whether it should be killed."""
+    def looked_at(self, pulse: int, start_looks: float) -> str:
+        """Why it should be killed, if it should; `start_looks` are those in which it may start."""
+        self._looks += 1
         if pulse != self._pulse:
             # Before the first change it is what a predecessor left.
-            self._pulse, self._alive, self._looks = pulse, pulse != UNBORN, 0
-        else:
-            self._looks += self._alive
-        return self._alive and (pulse == STUCK or self._looks >= LOOKS)
+            self._pulse, self.alive, self._looks = pulse, pulse != UNBORN, 0
+        if self.alive:
+            return "stands still" if pulse == STUCK or self._looks >= LOOKS else ""
+        return "does not start" if self._looks >= start_looks else ""
+
+    def is_timed_anew(self) -> None:
+        self._looks = 0
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was told to end."""
+        return self.kill_at is not None
 
 
 class Supervisor:
     """Keeps as many workers as are wanted, numbered from 1; a worker's successor gets its number."""
 
-    def __init__(self, listening: socket.socket, start: Start, pulse: Pulse = lambda number: UNBORN) -> None:
-        """`listening` is closed as soon as the service ends, lest clients wait for an answer that never comes."""
+    def __init__(self, listening: Sequence[socket.socket], start: Start, pulse: Pulse = lambda number: UNBORN) -> None:
+        """`listening` are closed as soon as the service ends, lest clients wait for an answer that never comes."""
         self._listening = listening
         self._start = start
         # Where the first worker tells how many there shall be, until it has.
@@ -78,7 +90,10 @@ class Supervisor:
         self._pulse = pulse
         # By process id.
         self._workers: dict[int, Worker] = {}
+        # One that shall show that new workers can serve, before the others are replaced too.
+        self._scout: Worker | None = None
         self._drain_s = 0.0
+        self._start_looks = NEVER
         self._look_at = 0.0
         self._pause_s = PAUSE_S
         self._wanted = 1
@@ -109,18 +124,19 @@ class Supervisor:
     @property
     def _missing(self) -> bool:
         """Whether a worker should be started: none beside the first before that has given its word."""
-        return len(self._workers) < self._wanted and not self._told
+        staying = sum(not worker.ending and worker is not self._scout for worker in self._workers.values())
+        return staying < self._wanted and not self._told
 
     @property
     def _refuses(self) -> bool:
         """Whether there is no worker, nor will be one for a while: it is not the first that ended at once."""
         return self._missing and not self._workers and self._pause_s > 2 * PAUSE_S
 
-    def _refuse(self) -> None:
+    def _refuse(self, listening: socket.socket) -> None:
         """Answer a client in the workers' place."""
         with suppress(OSError):
-            self._listening.setblocking(False)
-            client, _ = self._listening.accept()
+            listening.setblocking(False)
+            client, _ = listening.accept()
             with client:
                 # Closed with something unread, the connection would be reset and the answer lost.
                 client.settimeout(0.05)
@@ -140,7 +156,7 @@ class Supervisor:
         while self._missing and time.monotonic() >= self._not_before:
             self._start_one()
 
-    def _start_one(self, tell: int | None = None) -> None:
+    def _start_one(self, tell: int | None = None) -> Worker | None:
         taken = {worker.number for worker in self._workers.values()}
         number = next(number for number in range(1, len(taken) + 2) if number not in taken)
         try:
@@ -150,29 +166,35 @@ class Supervisor:
         except OSError as error:
             _say(f"worker {number} cannot be started ({error})")
             self._not_before = time.monotonic() + PAUSE_S
+            return None
+        return worker
 
     def _wait(self) -> None:
         """Until a signal, a worker's end, the first worker's word, or the time to look at them or start a successor."""
         until = min(self._look_at, self._not_before) if self._missing else self._look_at
         timeout = min(LOOK_S, max(0.0, until - time.monotonic()))
-        refusing = [self._listening.fileno()] if self._refuses else []
+        refusing = {each.fileno(): each for each in self._listening} if self._refuses else {}
         readable, _, _ = select.select([self._woken, *self._told, *refusing], [], [], timeout)
-        if set(refusing) & set(readable):
-            self._refuse()
+        for descriptor in refusing.keys() & readable:
+            self._refuse(refusing[descriptor])
         if self._woken in readable:
             os.read(self._woken, 4096)
         if self._told and self._told[0] in readable:
-            self._learn(os.read(self._told[0], 64))
+            self._learn(os.read(self._told[0], 4096).decode())
 
-    def _learn(self, word: bytes) -> None:
+    def _learn(self, word: str) -> None:
+        """`word` is what service.launch tells, or empty from one that has ended."""
         os.close(self._told.pop())
         if not self._wanted:
             # A signal came first.
             return
         if word:
-            wanted, _, drain_s = word.partition(b" ")
-            self._wanted, self._drain_s = int(wanted), float(drain_s or 0)
-            _say(f"{self._wanted} workers on {_address(self._listening)} (Ctrl-C ends them)")
+            wanted, drain_s, start_s, address = word.split(maxsplit=3)
+            self._wanted, self._drain_s, self._start_looks = int(wanted), float(drain_s), float(start_s) / LOOK_S
+            for worker in self._workers.values():
+                # Until now it has looked for what would be wrong, and may have compiled what all others find.
+                worker.is_timed_anew()
+            _say(f"{self._wanted} workers on {address.strip()} (Ctrl-C ends them)")
         else:
             # It has said why.
             self._wanted, self._status = 0, 1
@@ -183,7 +205,10 @@ class Supervisor:
                 # As the first process of a container this one inherits those that have lost their parent.
                 continue
             worker = self._workers.pop(pid)
-            if self._missing:
+            if worker is self._scout:
+                self._scout = None
+                _say(f"worker {worker.number} (process {pid}) ended {_how(status)}, unready; the old workers go on")
+            elif self._missing and not worker.ending:
                 _say(f"worker {worker.number} (process {pid}) ended {_how(status)}; another takes its place")
                 self._pause_after(worker)
             elif os.WIFSIGNALED(status) and (self._status or (self._told and self._wanted)):
@@ -208,25 +233,37 @@ class Supervisor:
             return
         self._look_at = now + LOOK_S
         for pid, worker in self._workers.items():
-            still = worker.looked_at(self._pulse(worker.number))
-            if not worker.killed and (still or (worker.kill_at is not None and now >= worker.kill_at)):
+            why = worker.looked_at(self._pulse(worker.number), self._start_looks)
+            if worker.kill_at is not None and now >= worker.kill_at:
+                why = why or "does not end"
+            if why and not worker.killed:
                 worker.killed = True
-                _say(f"worker {worker.number} (process {pid}) {'stands still' if still else 'does not end'}: killed")
+                _say(f"worker {worker.number} (process {pid}) {why}: killed")
                 os.kill(pid, signal.SIGKILL)
+        if self._scout and self._scout.alive and not self._scout.killed:
+            self._renew()
+
+    def _renew(self) -> None:
+        """End all but the scout, which is one of those that take their place."""
+        scout, self._scout = self._scout, None
+        self._end([pid for pid, worker in self._workers.items() if not (worker is scout or worker.ending)])
 
     def _obey(self) -> None:
         signals, self._signals = self._signals, set()
-        present = list(self._workers)
         if signals & ENDING and self._wanted:
-            self._wanted = 0
-            self._listening.close()
-        elif signal.SIGHUP in signals and self._wanted and not self._told:
-            for _ in range(self._wanted):
-                self._start_one()
-        else:
-            return
-        drains = signal.SIGTERM in signals and not self._wanted
-        for pid in present:
+            self._wanted, self._scout = 0, None
+            for listening in self._listening:
+                listening.close()
+            self._end(list(self._workers), drains=signal.SIGTERM in signals)
+        elif signal.SIGHUP in signals and self._wanted:
+            if self._told or self._scout:
+                # What was changed since it started is for the next.
+                self._signals.add(signal.SIGHUP)
+            else:
+                self._scout = self._start_one()
+
+    def _end(self, pids: list[int], drains: bool = False) -> None:
+        for pid in pids:
             self._workers[pid].kill_at = time.monotonic() + END_S + (self._drain_s if drains else 0.0)
             os.kill(pid, signal.SIGTERM if drains else signal.SIGUSR1)
 
@@ -240,11 +277,6 @@ def _ended() -> list[tuple[int, int]]:
     except ChildProcessError:
         pass
     return ended
-
-
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _how(status: int) -> str:
@@ -269,19 +301,10 @@ def _write(line: bytes) -> None:
         os.write(2, line)
 
 
-def start_worker(number: int, tell: int | None, *, listening: int, life: int, environment: dict[str, str]) -> int:
+def start_worker(number: int, tell: int | None, *, listening: list[int], life: int, environment: dict[str, str]) -> int:
     """A process of service.launch, in a session of its own so that Ctrl-C reaches the supervisor alone."""
-    command = [
-        sys.executable,
-        "-m",
-        "service.launch",
-        "--socket",
-        str(listening),
-        "--number",
-        str(number),
-        "--life",
-        str(life),
-    ]
+    command = [sys.executable, "-m", "service.launch", "--number", str(number), "--life", str(life)]
+    command += ["--socket", *map(str, listening)]
     if tell is not None:
         command += ["--tell", str(tell)]
     nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)

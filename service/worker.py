@@ -15,6 +15,7 @@ from service.access_log import AccessLog
 from service.board import BOARD, Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
+from service.errors import SettingError
 from service.gate import Gate
 from service.http import Front
 from service.images import accepting
@@ -31,6 +32,7 @@ PIXELS_ROUTE = "/classify_pixels"
 # What BentoML answers: a closed set, for its metrics keep a row for every path ever asked for. Its index page is not
 # among them, for it reports its visitors to a third party.
 BENTOML_PATHS = frozenset({"/schema.json", PIXELS_ROUTE})
+NO_ADMIN_PORT = "BentoML's launcher serves by one port only, so TRUEODDS_ADMIN_PORT means nothing there: unset it."
 
 
 class Models:
@@ -61,7 +63,12 @@ class Worker:
 
     of_this_process: ClassVar["Worker | None"] = None
 
-    def __init__(self, settings: Settings, folder: Path | None = None, number: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path | None = None, number: int = 0, *, two_ports: bool = False
+    ) -> None:
+        """`two_ports`: whoever starts it can serve operators by a socket of their own. Raises SettingError."""
+        if settings.admin_port and not two_ports:
+            raise SettingError(NO_ADMIN_PORT)
         Worker.of_this_process = self
         self.settings = settings
         self._folder = folder
@@ -70,10 +77,14 @@ class Worker:
         self._gate = Gate.of(settings, folder, number, self._refused)
         self._front = Front(BENTOML_PATHS, settings, document(VERSION))
         self._models: Models | None = None
+        # What is served by the operators' own socket.
+        self._operators: Application | None = None
 
     def before(self, make: Callable[[], Application]) -> Application:
         """The application to serve, before BentoML's, which `make` makes when it is needed."""
         front = self._front.before(Late(make, self.models, self._front.stopped))
+        if self._gate and self.settings.admin_port:
+            self._operators = self._gate.of_operators(self.settings).before(front)
         return self._gate.before(front) if self._gate else front
 
     def server(self, config: uvicorn.Config) -> Server:
@@ -86,6 +97,7 @@ class Worker:
             self.settings.drain_s,
             self._front.leaves,
             tls.context() if tls else None,
+            self._operators,
         )
 
     def _refused(self, request_id: str, method: str, path: str, status: int, seconds: float) -> None:

@@ -41,6 +41,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "api_keys": ("/etc/trueodds/keys.json", Path("/etc/trueodds/keys.json")),
     "metrics_access": ("admin", "admin"),
     "docs_access": ("closed", "closed"),
+    "admin_port": ("3001", 3001),
+    "admin_host": ("0.0.0.0", "0.0.0.0"),
+    "start_s": ("600", 600),
     "oidc_issuer": ("https://id.example", "https://id.example"),
     "tls_cert": ("/etc/trueodds/cert.pem", Path("/etc/trueodds/cert.pem")),
     "tls_key": ("/etc/trueodds/key.pem", Path("/etc/trueodds/key.pem")),
@@ -91,7 +94,8 @@ def test_a_variable_nobody_reads_is_an_error(name: str) -> None:
         *((field, text) for field in ("max_batch_size", "cache_bytes") for text in ("-1", "1.5", "x")),
         *((field, text) for field in ("max_body_bytes", "max_pixels", "max_images") for text in ("0", "", "1.5")),
         *((field, text) for field in ("workers", "threads") for text in ("-1", "auto", "1e3")),
-        *((field, "0") for field in ("header_timeout_s", "body_timeout_s", "keep_alive_s")),
+        *((field, "0") for field in ("header_timeout_s", "body_timeout_s", "keep_alive_s", "start_s")),
+        *(("admin_port", text) for text in ("-1", "65536", "x")),
         *(("drain_s", text) for text in ("-1", "21", "nan", "inf")),
         *(
             (field, text)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +13,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-# A supervisor whose workers write their number and process id down and then wait.
+# A supervisor whose workers write their number and process id down, and then beat.
 PROGRAM = """
 import os, pathlib, socket, sys, time
+from service.board import Board, Pulses
 from service.supervisor import Supervisor
 
 folder, wanted = pathlib.Path(sys.argv[1]), sys.argv[2].encode()
+board = folder / "board"
 
 def start(number, tell):
     if pid := os.fork():
@@ -32,14 +34,21 @@ def start(number, tell):
             os._exit(1)
         if wanted == b"killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        os.write(tell, wanted)
+        if (folder / "busy").exists():
+            time.sleep(4)
+        os.write(tell, wanted + b" 0 2 http://here")
         os.close(tell)
     if (folder / "broken").exists():
         os._exit(3)
     (folder / f"{number}-{os.getpid()}").touch()
-    time.sleep(60)
+    if (folder / "hanging").exists():
+        time.sleep(60)
+    mine = Board(board, number)
+    for _ in range(600):
+        mine.beat()
+        time.sleep(0.1)
 
-sys.exit(Supervisor(socket.create_server(("127.0.0.1", 0)), start).run())
+sys.exit(Supervisor([socket.create_server(("127.0.0.1", 0))], start, Pulses(board).of).run())
 """
 
 
@@ -58,12 +67,21 @@ class Running:
         assert len(living) == number
         return living
 
-    def break_workers(self) -> None:
-        """Those that start from now on end at once."""
-        (self._folder / "broken").touch()
+    def break_workers(self, how: str = "broken") -> None:
+        """Those that start from now on end at once, or are "hanging" before they beat."""
+        (self._folder / how).touch()
 
-    def mend_workers(self) -> None:
-        (self._folder / "broken").unlink()
+    def mend_workers(self, how: str = "broken") -> None:
+        (self._folder / how).unlink()
+
+    def log(self) -> str:
+        """What the supervisor has said, now that it ends."""
+        self.process.terminate()
+        return self.process.communicate(timeout=10)[1]
+
+    def started(self) -> list[int]:
+        """Process ids of all workers there ever were."""
+        return [int(path.name.split("-")[1]) for path in self._folder.glob("*-*")]
 
     def _living(self) -> dict[int, int]:
         """Zombies do not live."""
@@ -86,6 +104,13 @@ def supervised(folder: Path, wanted: str) -> Iterator[Running]:
     finally:
         process.terminate()
         process.communicate(timeout=10)
+
+
+def wait_for(true: Callable[[], bool], limit_s: float = 10) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        time.sleep(0.02)
 
 
 def test_as_many_are_started_as_the_first_says(tmp_path: Path) -> None:
@@ -156,6 +181,79 @@ def test_hangup_replaces_all_workers(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert set(after) == {3, 4}
         assert not set(before.values()) & set(after.values())
+
+
+def test_hangup_keeps_the_old_workers_where_a_new_one_does_not_start(tmp_path: Path) -> None:
+    """One is tried, once; and the next hangup finds what was mended."""
+    with supervised(tmp_path, "2") as running:
+        before = running.workers(2)
+        running.break_workers()
+        running.process.send_signal(signal.SIGHUP)
+        time.sleep(2.5)
+        assert running.workers(2) == before
+        running.mend_workers()
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: set(running.workers(2)) == {3, 4})
+        log = running.log()
+        assert log.count("the old workers go on") == 1
+        assert "another takes its place" not in log
+
+
+def test_hangup_keeps_the_old_workers_where_a_new_one_hangs(tmp_path: Path) -> None:
+    """Until it was waited for long enough; an old one that ends meanwhile gets its successor."""
+    with supervised(tmp_path, "2") as running:
+        before = running.workers(2)
+        running.break_workers("hanging")
+        running.process.send_signal(signal.SIGHUP)
+        running.workers(3)
+        running.mend_workers("hanging")
+        os.kill(before[1], signal.SIGKILL)
+        wait_for(lambda: running.workers(3)[1] != before[1])
+        wait_for(lambda: set(running.workers(2)) == {1, 2}, 6)
+        assert running.workers(2)[2] == before[2]
+        log = running.log()
+        assert log.count("does not start: killed") == 1
+        assert log.count("the old workers go on") == 1
+
+
+def test_a_hangup_in_the_midst_of_another_is_for_the_next(tmp_path: Path) -> None:
+    """What was changed since the first new worker started is not lost."""
+    with supervised(tmp_path, "1") as running:
+        running.workers(1)
+        for _ in range(2):
+            running.process.send_signal(signal.SIGHUP)
+            time.sleep(0.3)
+        wait_for(lambda: len(running.started()) == 3)
+        last = max(running.started())
+        wait_for(lambda: list(running.workers(1).values()) == [last])
+        time.sleep(2)
+        assert max(running.started()) == last
+
+
+def test_a_worker_that_hangs_before_its_first_beat_is_killed(tmp_path: Path) -> None:
+    """After as many looks as seconds were told; the others stay."""
+    with supervised(tmp_path, "2") as running:
+        before = running.workers(2)
+        running.break_workers("hanging")
+        os.kill(before[1], signal.SIGKILL)
+        wait_for(lambda: running.workers(2)[1] != before[1])
+        hanging = running.workers(2)[1]
+        running.mend_workers("hanging")
+        wait_for(lambda: running.workers(2)[1] != hanging, 6)
+        assert running.workers(2)[2] == before[2]
+        time.sleep(4)
+        log = running.log()
+        assert log.count("does not start: killed") == 1
+        assert "stands still" not in log
+
+
+def test_the_first_worker_may_take_its_time_to_look(tmp_path: Path) -> None:
+    """It may compile what all need: it is timed from its word on."""
+    (tmp_path / "busy").touch()
+    with supervised(tmp_path, "1") as running:
+        time.sleep(5)
+        running.workers(1)
+        assert "killed" not in running.log()
 
 
 @pytest.mark.parametrize(
