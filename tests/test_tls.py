@@ -5,10 +5,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException, HTTPSConnection
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from cryptography.x509.oid import NameOID
 
 from service.errors import SettingError
 from service.tls import Tls, chosen
-from tests.conftest import ROOT, START_TIMEOUT_S, environment, fixtures, free_port, stop
+from tests.abuse.test_faults import children, settled
+from tests.conftest import ROOT, START_TIMEOUT_S, Server, environment, fixtures, free_port, stop
 
 
 class Authority:
@@ -131,13 +134,97 @@ def test_images_are_classified_encrypted_and_a_new_certificate_is_taken(tmp_path
             # A handshake has the time that a head has.
             assert silent.recv(1) == b""
         assert shown(port, context) == "first"
+        before = children(process.pid)
         for new, place in zip(authority.issue("second"), (certificate, key), strict=True):
             new.replace(place)
         process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 20
-        while shown(port, context) != "second" and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert shown(port, context) == "second"
+        # For a moment the old worker serves beside the new one.
+        wait_for(lambda: children(process.pid) not in ([], before) and len(children(process.pid)) == 1, 20)
+        assert {shown(port, context) for _ in range(8)} == {"second"}
+
+
+class Crowd:
+    """Clients that ask again and again over kept connections, as HTTP has it, and count what becomes of it."""
+
+    def __init__(self, port: int, context: ssl.SSLContext, clients: int) -> None:
+        self.answered = self.lost = 0
+        self._port, self._context = port, context
+        self._stopped = False
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> "Crowd":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped = True
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask(self) -> None:
+        image = fixtures("digits")[0][0]
+        connection = HTTPSConnection("127.0.0.1", self._port, context=self._context, timeout=20)
+        while not self._stopped:
+            try:
+                # Connects anew where the answer before said that it was the connection's last.
+                connection.request("POST", "/v1/models/digits/classify", image, {"content-type": "image/png"})
+                answer = connection.getresponse()
+                answer.read()
+                self.answered += answer.status == 200
+                self.lost += answer.status != 200
+            except (OSError, HTTPException):
+                self.lost += 1
+                connection.close()
+            time.sleep(0.01)
+        connection.close()
+
+
+def wait_for(true: Callable[[], bool], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        time.sleep(0.1)
+
+
+def test_a_bad_certificate_is_told_and_the_old_one_stays(tmp_path: Path) -> None:
+    """At SIGHUP, with the workers that have it; a good one is then taken, and no request is lost through it all."""
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue("first")
+    good = certificate.read_bytes()
+    context = ssl.create_default_context(cafile=str(authority.file))
+    admin = free_port()
+    settings = {
+        "TRUEODDS_TLS_CERT": str(certificate),
+        "TRUEODDS_TLS_KEY": str(key),
+        "TRUEODDS_WORKERS": "2",
+        "TRUEODDS_ADMIN_PORT": str(admin),
+    }
+    log = tmp_path / "log"
+    with serving(tmp_path, settings, context) as (port, process):
+        assert f"2 workers on https://127.0.0.1:{port}, for operators https://127.0.0.1:{admin} " in log.read_text()
+        server = Server("", process, log)
+        before = settled(server, 2)
+        with Crowd(port, context, 6) as crowd:
+            for number, bad in enumerate((b"", good[:-100], Authority(tmp_path, "other").issue("x")[0].read_bytes())):
+                certificate.write_bytes(bad)
+                process.send_signal(signal.SIGHUP)
+                wait_for(lambda number=number: log.read_text().count("the old workers go on") == number + 1, 10)  # type: ignore[misc]
+                time.sleep(1.5)
+                assert settled(server, 2) == before
+                assert {shown(each, context) for each in (port, admin) for _ in range(4)} == {"first"}
+            for new, place in zip(authority.issue("second"), (certificate, key), strict=True):
+                new.replace(place)
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(now := children(process.pid)) == 2 and not set(now) & set(before), 30)
+            assert {shown(each, context) for each in (port, admin) for _ in range(4)} == {"second"}
+            time.sleep(1)
+        assert crowd.lost == 0
+        assert crowd.answered > 200
+        told = log.read_text()
+        assert told.count("are no certificate and its key") == 3
+        assert "another takes its place" not in told
+        assert "Traceback" not in told
 
 
 def test_clients_need_a_certificate_where_an_authority_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from service.board import BOARD, Pulses
+from service.settings import BUNDLES
 from tests.conftest import ROOT, Server, environment, fixtures, free_port, serving, stop, wait_until_ready
 
 pytestmark = pytest.mark.slow
@@ -227,6 +229,19 @@ if "service.launch" in sys.orig_argv:
         setattr(owner, name, lambda *args, **kwargs: (stuck if flag.exists() else usual)(*args, **kwargs))
     replace({owner}, "{name}")
 """
+SLOW_TO_START = """
+import sys, time
+if "service.launch" in sys.orig_argv:
+    import service.registry
+    usual = service.registry.load
+    flag = __import__("pathlib").Path(__file__).with_name("flag")
+    def load(*args, **kwargs):
+        # Of a process that was stopped, each pause takes up where it was but for the one it was in.
+        for _ in range(int(flag.read_text()) if flag.exists() else 0):
+            time.sleep(0.1)
+        return usual(*args, **kwargs)
+    service.registry.load = load
+"""
 CLOCK_JUMPS = """
 import random, time
 usual = time.time
@@ -269,6 +284,77 @@ def test_stuck_thread_is_replaced(tmp_path: Path, owner: str, name: str, capsys:
         assert "does not come to an end" in server.log.read_text()
 
 
+def test_worker_that_hangs_at_start_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While it loads its models, before its first beat; the other answers meanwhile."""
+    settings = {**TWO, "TRUEODDS_START_S": "4", **altered(tmp_path / "altered", SLOW_TO_START)}
+    with serving(tmp_path / "home", settings) as server:
+        workers = settled(server, 2)
+        flag = tmp_path / "altered" / "flag"
+        flag.write_text("10000")
+        os.kill(workers[0], signal.SIGKILL)
+        seconds_until(lambda: len(set(children(server.process.pid)) - set(workers)) == 1, 5)
+        (hanging,) = set(children(server.process.pid)) - set(workers)
+        time.sleep(2)
+        flag.unlink()
+        assert ask(server) == 200
+        took = 2 + seconds_until(lambda: not alive(hanging), 5)
+        assert settled(server, 2)[0] == workers[1]
+        report(capsys, f"killed {took:.1f} s after it was started")
+        assert "does not start: killed" in server.log.read_text()
+
+
+def test_suspended_machine_costs_no_worker_that_starts(tmp_path: Path) -> None:
+    """All processes stopped for longer than a start may take: the worker that was starting goes on to."""
+    settings = {**TWO, "TRUEODDS_START_S": "10", **altered(tmp_path / "altered", SLOW_TO_START)}
+    with serving(tmp_path / "home", settings) as server:
+        workers = settled(server, 2)
+        (tmp_path / "altered" / "flag").write_text("30")
+        os.kill(workers[0], signal.SIGKILL)
+        seconds_until(lambda: len(set(children(server.process.pid)) - set(workers)) == 1, 5)
+        (starting,) = set(children(server.process.pid)) - set(workers)
+        time.sleep(1)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (server.process.pid, workers[1], starting):
+                os.kill(pid, number)
+            time.sleep(13 if number == signal.SIGSTOP else 0)
+        assert settled(server, 2) == [workers[1], starting]
+
+
+@pytest.mark.parametrize("what", ["keys", "bundle"])
+def test_hangup_while_something_is_broken_keeps_the_old_workers(
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One new worker is tried and told of; then it is mended and all are replaced. No request is lost."""
+    keys, bundles = tmp_path / "keys.json", tmp_path / "bundles"
+    keys.write_text('{"keys": {}}')
+    keys.chmod(0o600)
+    shutil.copytree(BUNDLES, bundles)
+    settings = {**TWO, "TRUEODDS_BUNDLES": str(bundles)}
+    settings |= {"TRUEODDS_API_KEYS": str(keys)} if what == "keys" else {}
+    file = keys if what == "keys" else bundles / "digits" / "1" / "manifest.json"
+    with serving(tmp_path / "home", settings) as server:
+        before = settled(server, 2)
+        with Crowd(server, 8) as crowd:
+            good = file.read_bytes()
+            file.write_bytes(good[:-9])
+            server.process.send_signal(signal.SIGHUP)
+            told = seconds_until(lambda: "the old workers go on" in server.log.read_text(), 10)
+            time.sleep(2)
+            assert settled(server, 2) == before
+            file.write_bytes(good)
+            server.process.send_signal(signal.SIGHUP)
+            took = seconds_until(lambda: not set(children(server.process.pid)) & set(before), 30)
+            settled(server, 2)
+        report(capsys, f"told after {told:.1f} s, replaced {took:.1f} s after it was mended: {dict(crowd.outcomes)}")
+        # Those that show no key are answered too.
+        answered = crowd.outcomes["401" if what == "keys" else "200"]
+        assert answered > 1000
+        assert crowd.outcomes.keys() <= {"200", "401", "close"}
+        assert answered == crowd.outcomes["200"] + crowd.outcomes["401"]
+        assert server.log.read_text().count("the old workers go on") == 1
+        assert "another takes its place" not in server.log.read_text()
+
+
 def test_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
     """The wall clock is off by 30 days at every other look: no worker is lost, no request, no connection."""
     with serving(tmp_path / "home", {**TWO, **altered(tmp_path / "altered", CLOCK_JUMPS)}) as server:
@@ -302,12 +388,15 @@ def test_worker_that_dies_at_start_is_tried_ever_more_rarely(
 def test_readiness_tells_that_no_worker_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With all workers gone and successors that end at once, 503 rather than silence; then all is well again."""
     code = 'import sys, pathlib\nif pathlib.Path(__file__).with_name("flag").exists(): sys.exit("broken on purpose")'
-    with serving(tmp_path / "home", {**TWO, **altered(tmp_path / "altered", code)}) as server:
+    operators = free_port()
+    settings = {**TWO, "TRUEODDS_ADMIN_PORT": str(operators), **altered(tmp_path / "altered", code)}
+    with serving(tmp_path / "home", settings) as server:
         workers = settled(server, 2)
         (tmp_path / "altered" / "flag").touch()
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
         told = seconds_until(lambda: ready(server) == 503, 5)
+        assert httpx.get(f"http://127.0.0.1:{operators}/readyz", timeout=2).status_code == 503
         (tmp_path / "altered" / "flag").unlink()
         took = seconds_until(lambda: ready(server) == 200, 5)
         report(capsys, f"503 after {told:.1f} s, 200 again after {took:.1f} s")
@@ -334,9 +423,12 @@ def test_suspended_machine_costs_no_worker(tmp_path: Path) -> None:
 
 
 def test_orphaned_workers_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The supervisor is killed: what was begun is answered, the workers end, the port is free."""
-    with serving(tmp_path, TWO) as server:
+    """The supervisor is killed: what was begun is answered, the workers end, the port and the disk are free."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with serving(tmp_path / "home", {**TWO, "TMPDIR": str(temporary)}) as server:
         workers = settled(server, 2)
+        assert list(temporary.glob("trueodds-workers-*/*"))
         with socket.create_connection(address(server), timeout=10) as client:
             client.sendall(REQUEST[:-10])
             time.sleep(0.3)
@@ -346,6 +438,7 @@ def test_orphaned_workers_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
         took = seconds_until(lambda: not any(map(alive, workers)), 10)
         report(capsys, f"workers ended after {took:.1f} s")
+        assert not list(temporary.glob("trueodds-*"))
         with socket.create_server(address(server)):
             pass
 
