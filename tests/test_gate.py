@@ -142,6 +142,41 @@ def test_a_revoked_key_is_refused_on_a_connection_that_knew_it(
         assert client.post(CLASSIFY, content=IMAGE).status_code == 401
 
 
+def test_a_revoked_key_is_refused_by_workers_that_nobody_asked_meanwhile(
+    guarded: Guarded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each looks at the file when it is asked: none answers by what it knew, however long ago that was."""
+    key = with_key(guarded, "idle", capsys, "--scopes", "infer")
+    headers = {"authorization": f"Bearer {key}", "content-type": "image/png"}
+    clients = [httpx.Client(base_url=guarded.server.url, headers=headers, timeout=30) for _ in range(8)]
+    # Workers share connections evenly, so both know the key and its head.
+    assert {client.post(CLASSIFY, content=IMAGE).status_code for client in clients * 3} == {200}
+    time.sleep(2 * LOOK_AFTER_S)
+    assert main(["--file", str(guarded.file), "revoke", "idle"]) == 0
+    assert [client.post(CLASSIFY, content=IMAGE).status_code for client in clients] == [401] * 8
+    for client in clients:
+        client.close()
+
+
+def test_a_revoked_key_is_refused_by_busy_workers_within_a_second(
+    guarded: Guarded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On kept connections that ask all the time, directly."""
+    key = with_key(guarded, "busy", capsys, "--scopes", "infer")
+    headers = {"authorization": f"Bearer {key}", "content-type": "image/png"}
+    clients = [httpx.Client(base_url=guarded.server.url, headers=headers, timeout=30) for _ in range(8)]
+    assert {client.post(CLASSIFY, content=IMAGE).status_code for client in clients * 3} == {200}
+    assert main(["--file", str(guarded.file), "revoke", "busy"]) == 0
+    revoked, last = time.monotonic(), 0.0
+    while time.monotonic() - revoked < 2 * LOOK_AFTER_S:
+        for client in clients:
+            if client.post(CLASSIFY, content=IMAGE).status_code == 200:
+                last = time.monotonic() - revoked
+    assert last <= SEEN_S
+    for client in clients:
+        client.close()
+
+
 def test_keys_may_overlap_and_another_ones_end_changes_nothing(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:
