@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 ADDRESS, FOLDERS = "address", "trueodds-workers-*"
 DEFAULT = "http://127.0.0.1:3000"
 TIMEOUT_S = 4.0
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what a service that listens to all is asked by  # nosec B104
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what a service that listens to all is asked by
 
 
 class Unwell(Exception):
