@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 ADDRESS, FOLDERS = "address", "trueodds-workers-*"
 DEFAULT = "http://127.0.0.1:3000"
 TIMEOUT_S = 4.0
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what a service that listens to all is asked by
 
 
 class Unwell(Exception):
@@ -42,7 +41,8 @@ def ask(address: str) -> None:
     """`address` is as in ADDRESS. Raises Unwell, or OSError and HTTPException where there is no answer."""
     url, _, mutual = address.partition(" ")
     parts = urlsplit(url)
-    host = ANY.get(parts.hostname or "", parts.hostname or "")
+    # Where it listens to all addresses, Linux takes that for this machine's own.
+    host = parts.hostname or ""
     if parts.scheme == "http":
         return _ready(HTTPConnection(host, parts.port, timeout=TIMEOUT_S))
     connection = HTTPSConnection(host, parts.port, timeout=TIMEOUT_S, context=_unverifying())
