@@ -8,6 +8,7 @@ import gc
 import logging
 from collections.abc import Callable
 
+from service.errors import StartupError
 from service.protocol import Application, Message, Receive, Scope, Send
 
 logger = logging.getLogger("trueodds")
@@ -42,7 +43,8 @@ class Late:
         try:
             self._start()
         except Exception as error:
-            logger.exception("the worker cannot start")
+            # What a StartupError says is all there is to know.
+            logger.error("the worker cannot start: %s", error, exc_info=not isinstance(error, StartupError))
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
