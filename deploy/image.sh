@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 cache=$PWD/.cache/image
 base=docker.io/library/python:3.11-slim
+# The image's name; several may be built on one machine.
+image=${IMAGE:-trueodds}
 stand_in=localhost/trueodds-test-base:3.11
 # A home of its own: BentoML wipes parts of it at start.
 export BENTOML_HOME=$cache/bentoml BENTOML_DO_NOT_TRACK=True
@@ -69,7 +71,8 @@ fetch_wheels() {
   [ "$(python -c 'import sys; print(sys.platform, *sys.version_info[:2])')" = "linux 3 11" ] || return 0
   say "fetching the wheels with this machine's pip settings"
   python -m pip download --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
-    --requirement requirements/serve.lock --dest "$cache/wheels" >"$cache/wheels.log" 2>&1 ||
+    --requirement requirements/serve.lock --requirement requirements/oidc.lock --requirement requirements/signing.lock \
+    --dest "$cache/wheels" >"$cache/wheels.log" 2>&1 ||
     { cat "$cache/wheels.log" >&2 && fail "pip could not fetch the wheels"; }
   options+=(--opt "build-context=wheels=$cache/wheels")
 }
@@ -86,7 +89,7 @@ build() {
   tag=$(sed -n 's/^__tag__://p' "$cache/bento.log")
   say "bento $tag, $(du -sm "$BENTOML_HOME/bentos" | cut -f 1) MB, $((SECONDS - started)) s"
 
-  options=(--backend "$engine" --image-tag "trueodds:$version" --image-tag trueodds:latest)
+  options=(--backend "$engine" --image-tag "$image:$version" --image-tag "$image:latest")
   options+=(--opt "label=org.opencontainers.image.version=$version")
   options+=(--opt "label=org.opencontainers.image.revision=$revision")
   prepare_base
@@ -99,11 +102,11 @@ build() {
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
   if ! (cd "$scratch" && TMPDIR=$scratch bentoml containerize "$tag" "${options[@]}") >"$cache/image.log" 2>&1 ||
-    ! has_image trueodds:latest; then
+    ! has_image "$image:latest"; then
     grep -v '^INFO' "$cache/image.log" | tail -n 20 >&2
     fail "the image was not built; all of the log is in $cache/image.log"
   fi
-  say "image trueodds:$version (and trueodds:latest), $(size_of trueodds:latest), $((SECONDS - started)) s in all"
+  say "image $image:$version (and $image:latest), $(size_of "$image:latest"), $((SECONDS - started)) s in all"
 }
 
 size_of() {
@@ -117,7 +120,7 @@ run_image() {
   # Two workers, as many as 1 GiB holds with ease, whatever the number of cores.
   "$engine" run --detach --name "$container" --publish 127.0.0.1::3000 --env TRUEODDS_WORKERS=2 \
     --read-only --tmpfs /tmp --memory 1g --pids-limit 256 --cap-drop ALL --security-opt no-new-privileges \
-    trueodds:latest >/dev/null
+    "$image:latest" >/dev/null
 }
 
 clean_up() {
@@ -134,8 +137,8 @@ test_image() {
   local started url port bento_url user
   mkdir -p "$cache"
   [ "$engine" != buildah ] || fail "buildah builds but does not run services; install podman or docker"
-  has_image trueodds:latest || fail "there is no image yet; run make image first"
-  user=$("$engine" image inspect --format '{{.Config.User}}' trueodds:latest)
+  has_image "$image:latest" || fail "there is no image yet; run make image first"
+  user=$("$engine" image inspect --format '{{.Config.User}}' "$image:latest")
   case $user in '' | 0 | 0:* | root*) fail "the image runs as root" ;; esac
 
   container=trueodds-test-$$
