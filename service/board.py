@@ -5,14 +5,15 @@ old, so there is no lock; nothing depends on a row being right but how evenly an
 """
 
 import mmap
-import os
-import sys
 import time
 from pathlib import Path
+
+from service.mapped import mapped
 
 # Rows for more workers than there will be: one that is replaced may overlap with its successor.
 ROWS = 1024
 CONNECTIONS, ACCEPTED, IMAGES, WORKED, PULSE, COLUMNS = 0, 1, 2, 3, 4, 5
+SIZE = ROWS * COLUMNS * 4
 USED = 1 << 31
 # Its name in the folder that the workers of an instance share.
 BOARD = "workers.board"
@@ -28,7 +29,7 @@ class Board:
     """One worker's row, and a view of the others'. Without a file there are no others."""
 
     def __init__(self, path: Path | None = None, row: int = 0) -> None:
-        self._map = _mapped(path) if path else mmap.mmap(-1, ROWS * COLUMNS * 4)
+        self._map = mapped(path, SIZE) if path else mmap.mmap(-1, SIZE)
         self._cells = memoryview(self._map).cast("I")
         self._row = row % ROWS
         self._connections = self._images = 0
@@ -99,7 +100,7 @@ class Pulses:
     """The workers' pulses, as who supervises them sees them."""
 
     def __init__(self, path: Path) -> None:
-        self._cells = memoryview(_mapped(path)).cast("I")
+        self._cells = memoryview(mapped(path, SIZE)).cast("I")
 
     def of(self, number: int) -> int:
         """UNBORN, STUCK, or what changes with every beat."""
@@ -109,16 +110,3 @@ class Pulses:
 def _milliseconds() -> int:
     """Of the system's monotonic clock, which all processes share, as far as a cell holds it."""
     return time.monotonic_ns() // 1_000_000 & LARGEST
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if sys.platform == "linux":
-            # On a full disk this fails; without, whoever first wrote to a page would be killed.
-            os.posix_fallocate(file, 0, ROWS * COLUMNS * 4)
-        else:
-            os.ftruncate(file, ROWS * COLUMNS * 4)
-        return mmap.mmap(file, ROWS * COLUMNS * 4)
-    finally:
-        os.close(file)

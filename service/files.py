@@ -1,4 +1,5 @@
 """Files read once, from a folder opened once: what is checked is what is used, whatever happens to their names later.
+And files written whole or not at all.
 
 A link would lead elsewhere, a hard link is a name for a file that somebody else may hold, and what others may write
 may change while it is read. Each is refused.
@@ -8,6 +9,7 @@ import errno
 import hashlib
 import os
 import stat
+import tempfile
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -97,3 +99,18 @@ class Folder:
 def sha256(content: bytes) -> str:
     """In hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def write_whole(path: Path, content: bytes, mode: int) -> None:
+    """In the place of what was there, on the disk when this returns; else that stays as it was. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -17,9 +17,10 @@ from service.errors import Forbidden, Problem, SettingError, Unauthorised, Unkno
 from service.grant import Grant, invalid_token
 from service.keys import KeyRing
 from service.protocol import REMEMBER, RESPOND, Application, Direct, DirectExchange, Message, Receive, Scope, Send
-from service.quota import Meter, Meters
+from service.quota import Meter, Meters, Quota
 from service.requests import Request
 from service.responses import Respond, Response
+from service.subjects import SubjectMeter, Subjects
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -73,7 +74,7 @@ class Gate:
     def of(cls, settings: "Settings", folder: Path | None, number: int, refused: Refused) -> "Gate | None":
         """None where the settings ask for none. Raises SettingError."""
         closed = _closed(settings)
-        tokens = _tokens(settings)
+        tokens = _tokens(settings, folder, number)
         if settings.admin_port:
             closed = dict.fromkeys(OPERATORS, "")
         if not (settings.api_keys or tokens or closed):
@@ -201,7 +202,7 @@ class _Measured:
 
     __slots__ = ("_exchange", "_left", "_lines", "_meter")
 
-    def __init__(self, exchange: DirectExchange, meter: Meter, lines: bytes) -> None:
+    def __init__(self, exchange: DirectExchange, meter: Meter | SubjectMeter, lines: bytes) -> None:
         self._exchange = exchange
         self._meter = meter
         self._lines = lines
@@ -272,16 +273,26 @@ def _closed(settings: "Settings") -> dict[str, str]:
     return {path: "" if who == "closed" else who for path, who in access.items() if who != "open"}
 
 
-def _tokens(settings: "Settings") -> Tokens | None:
+def _tokens(settings: "Settings", folder: Path | None, number: int) -> Tokens | None:
     given = (settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
-    if not any(given):
+    quota = _subjects_quota(settings)
+    if not any((*given, quota != Quota())):
         return None
     if not all(given):
-        raise SettingError("TRUEODDS_OIDC_ISSUER, _AUDIENCE and _JWKS_URL are set together or not at all.")
+        raise SettingError("TRUEODDS_OIDC_ISSUER, _AUDIENCE and _JWKS_URL are set together, or nothing of OIDC is.")
     # Whoever asks for no tokens needs no package for them.
     from service.tokens import Provider, ProviderTokens
 
-    return ProviderTokens(Provider(*map(str, given)))
+    subjects = Subjects(quota, folder, number, settings.worker_count) if quota != Quota() else None
+    return ProviderTokens(Provider(*map(str, given)), subjects)
+
+
+def _subjects_quota(settings: "Settings") -> Quota:
+    """Raises SettingError."""
+    rate, burst = settings.oidc_requests_per_second, settings.oidc_burst
+    if burst and not rate:
+        raise SettingError("TRUEODDS_OIDC_BURST means nothing without TRUEODDS_OIDC_REQUESTS_PER_SECOND.")
+    return Quota.of(rate or None, burst, settings.oidc_concurrent)
 
 
 def check(settings: "Settings") -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from service.errors import Unauthorised
 from service.quota import Meter
+from service.subjects import SubjectMeter
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Grant:
     scopes: frozenset[str]
     expires: float = float("inf")
     generation: int = 0
-    meter: Meter | None = None
+    meter: Meter | SubjectMeter | None = None
 
 
 def invalid_token(detail: str) -> Unauthorised:

@@ -21,12 +21,12 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import SettingError
+from service.files import write_whole
 from service.quota import Quota
 from service.settings import Settings
 
@@ -101,16 +101,8 @@ class KeyFile(BaseModel):
         for key in document["keys"].values():
             key["scopes"].sort()
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
-        with NamedTemporaryFile("w", dir=path.parent, prefix=".keys-", delete=False) as file:
-            try:
-                file.write(json.dumps(document, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), mode & ~(stat.S_IWGRP | stat.S_IWOTH))
-                Path(file.name).replace(path)
-            except OSError:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        content = json.dumps(document, indent=2) + "\n"
+        write_whole(path, content.encode(), mode & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 class KeyRing:

@@ -1,29 +1,36 @@
-"""How much one key may ask for: so many requests a second, a burst of them, so many at a time. By all workers together.
+"""How much one key or user may ask for: so many requests a second, a burst of them, so many at a time; of all workers.
 
 The rate is kept by the generic cell rate algorithm (ITU-T I.371): of a full bucket that leaks, one number, the time
 when all that was let in would have come at the even rate. Each worker writes that time, and the requests it has under
 way, to a row of its own in a small file that all workers of the instance map; the latest time holds, and the sum of
-the requests. So there is no lock, and no limit is exceeded but by requests that meet within the same microseconds.
+the requests. So there is no lock. Of requests that meet within the same microseconds a few too many may pass the rate,
+and one too few the number at a time.
 """
 
 import hashlib
+import logging
 import math
-import mmap
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.board import ROWS
-from service.errors import TooManyRequests
+from service.errors import NotReady, TooManyRequests
+from service.mapped import mapped
 
+Cells = NDArray[np.int64]
 SECOND_NS = 1_000_000_000
 # When the bucket is empty, in ns; requests under way; the worker's process.
 ARRIVAL, UNDER_WAY, PROCESS, COLUMNS = 0, 1, 2, 3
+
+logger = logging.getLogger("trueodds")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Quota:
             return cls(concurrent=concurrent or 0)
         return cls(max(1, round(SECOND_NS / per_second)), burst or max(1, math.ceil(per_second)), concurrent or 0)
 
-    @property
+    @cached_property
     def policy(self) -> bytes:
         """As RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10) has it."""
         policies = []
@@ -57,67 +64,84 @@ class Meter:
     """Measures what is asked for under one name. `quota` may change, and what was measured holds."""
 
     def __init__(
-        self, quota: Quota, path: Path | None = None, row: int = 0, now_ns: Callable[[], int] = time.monotonic_ns
+        self, quota: Quota, cells: Cells, processes: Cells, row: int, now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
-        """`path` is the file that the workers share for this name; without one there is this worker only."""
+        """`cells` are (2, rows): when the bucket is empty in ns, requests under way; `processes` the rows' workers."""
         self.quota = quota
         self._now_ns = now_ns
-        size = COLUMNS * ROWS * 8
-        self._cells = np.frombuffer(_mapped(path, size) if path else bytearray(size), np.int64).reshape(COLUMNS, ROWS)
-        self._row = row % ROWS
-        self._process = os.getpid()
+        self._arrivals, self._counts = cells
+        self._processes = processes
+        self._row = row
+
+    @classmethod
+    def shared(
+        cls, quota: Quota, path: Path | None = None, row: int = 0, now_ns: Callable[[], int] = time.monotonic_ns
+    ) -> "Meter":
+        """By the file that the workers share for one name; without one there is this worker only. Raises OSError."""
+        cells = mapped_cells(path, COLUMNS * ROWS).reshape(COLUMNS, ROWS)
+        row %= ROWS
         # A predecessor that was killed left its last numbers.
-        self._cells[UNDER_WAY, self._row] = 0
-        self._cells[PROCESS, self._row] = self._process
+        cells[UNDER_WAY, row] = 0
+        cells[PROCESS, row] = os.getpid()
+        return cls(quota, cells[:PROCESS], cells[PROCESS], row, now_ns)
 
     def take(self) -> bytes:
         """Let one request in; `leave` ends it. Returns the header lines of its answer. Raises TooManyRequests."""
+        self.enter()
+        try:
+            return self.judge()
+        except TooManyRequests:
+            self.leave()
+            raise
+
+    def enter(self) -> None:
+        """A request is under way, whatever is said to it."""
+        self._counts[self._row] += 1
+
+    def judge(self) -> bytes:
+        """Take one that has entered from the bucket; as `take`, but one that is refused has not left."""
         quota = self.quota
-        if quota.concurrent and self._under_way() >= quota.concurrent:
+        if quota.concurrent and self._under_way() > quota.concurrent:
             raise TooManyRequests(
-                f"There are {quota.concurrent} requests of this key under way, as many as it may have at a time.",
+                f"There are {quota.concurrent} requests of yours under way, as many as you may have at a time.",
                 1,
                 self._lines(),
             )
         if quota.burst:
             now = self._now_ns()
-            arrival = max(int(self._cells[ARRIVAL].max()), now) + quota.interval_ns
+            arrival = max(int(self._arrivals.max()), now) + quota.interval_ns
             early = arrival - now - quota.burst * quota.interval_ns
             if early > 0:
                 raise TooManyRequests(
-                    f"This key may ask {SECOND_NS / quota.interval_ns:g} times a second, {quota.burst} times at once.",
+                    f"You may ask {SECOND_NS / quota.interval_ns:g} times a second, {quota.burst} times at once.",
                     math.ceil(early / SECOND_NS),
                     self._lines(),
                 )
-            self._cells[ARRIVAL, self._row] = arrival
-        self._cells[UNDER_WAY, self._row] += 1
+            self._arrivals[self._row] = arrival
         return self._lines()
 
     def leave(self) -> None:
-        """A request that was let in is over."""
-        self._cells[UNDER_WAY, self._row] -= 1
+        """A request that has entered is over."""
+        self._counts[self._row] -= 1
 
     def take_back(self) -> None:
         """A request that was let in is let in a second time, and is to count once."""
         self.leave()
         if self.quota.burst:
-            self._cells[ARRIVAL, self._row] -= self.quota.interval_ns
+            self._arrivals[self._row] -= self.quota.interval_ns
 
     def _under_way(self) -> int:
-        under_way = int(self._cells[UNDER_WAY].sum())
-        if under_way >= self.quota.concurrent:
-            # The rows of workers that were killed and have no successor of their number.
-            for row in np.flatnonzero(self._cells[UNDER_WAY]):
-                if row != self._row and not _runs(int(self._cells[PROCESS, row])):
-                    self._cells[UNDER_WAY, row] = 0
-            under_way = int(self._cells[UNDER_WAY].sum())
+        under_way = int(self._counts.sum())
+        if under_way > self.quota.concurrent:
+            forget_dead(self._counts, self._processes)
+            under_way = int(self._counts.sum())
         return under_way
 
     def _lines(self) -> bytes:
         quota = self.quota
         lines = b"ratelimit-policy: %b\r\n" % quota.policy
         if quota.burst:
-            used = max(int(self._cells[ARRIVAL].max()) - self._now_ns(), 0)
+            used = max(int(self._arrivals.max()) - self._now_ns(), 0)
             left = max(quota.burst - math.ceil(used / quota.interval_ns), 0)
             lines += b'ratelimit: "rate";r=%d;t=%d\r\n' % (left, math.ceil(used / SECOND_NS))
         return lines
@@ -132,15 +156,31 @@ class Meters:
         self._meters: dict[str, Meter] = {}
 
     def of(self, name: str, quota: Quota) -> Meter | None:
-        """None where there is nothing to measure."""
+        """None where there is nothing to measure. Raises NotReady where there is no room to measure it in."""
         if quota == Quota():
             return None
         meter = self._meters.get(name)
         if meter is None:
             path = self._folder and self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.quota"
-            meter = self._meters[name] = Meter(quota, path, self._row)
+            try:
+                meter = self._meters[name] = Meter.shared(quota, path, self._row)
+            except OSError as error:
+                logger.warning("the limits of a key cannot be kept: %s", error)
+                raise NotReady("The limits of this key cannot be kept just now; retry soon.") from error
         meter.quota = quota
         return meter
+
+
+def mapped_cells(path: Path | None, number: int) -> Cells:
+    """(number,) int64 of a shared file, or of this process alone. Raises OSError."""
+    return np.frombuffer(mapped(path, number * 8) if path else bytearray(number * 8), np.int64)
+
+
+def forget_dead(counts: Cells, processes: Cells) -> None:
+    """Of (…, rows) requests under way, those of workers that were killed and have no successor of their number."""
+    for row in np.flatnonzero(counts.reshape(-1, processes.size).any(axis=0)):
+        if not _runs(int(processes[row])):
+            counts[..., row] = 0
 
 
 def _runs(process: int) -> bool:
@@ -150,12 +190,3 @@ def _runs(process: int) -> bool:
         except ProcessLookupError:
             return False
     return True
-
-
-def _mapped(path: Path, size: int) -> mmap.mmap:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.ftruncate(file, size)
-        return mmap.mmap(file, size)
-    finally:
-        os.close(file)

@@ -77,6 +77,9 @@ class Settings(BaseModel):
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None
+    oidc_requests_per_second: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    oidc_burst: Annotated[int, Field(ge=0, le=10**6)] = 0
+    oidc_concurrent: Annotated[int, Field(ge=0)] = 0
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from service.errors import NotReady, SettingError
 from service.grant import Grant, invalid_token
+from service.subjects import SubjectMeter, Subjects
 
 # By the first two letters of an algorithm, the kind of key it takes. Only what is signed with a private key: `none` and
 # HMAC, by which whoever knows a public key could sign, are no algorithms here.
@@ -87,8 +88,10 @@ class VerificationKey:
 class ProviderTokens:
     """Tells what a token allows."""
 
-    def __init__(self, provider: Provider, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises SettingError where PyJWT is not there."""
+    def __init__(
+        self, provider: Provider, subjects: Subjects | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`subjects` knows their limits, if they have any. Raises SettingError where PyJWT is not there."""
         try:
             import cryptography  # noqa: F401
             import jwt
@@ -99,6 +102,7 @@ class ProviderTokens:
         provider.check()
         self._jwt = jwt
         self._provider = provider
+        self._subjects = subjects
         self._clock = clock
         # By key id; None before they were fetched.
         self._keys: dict[str | None, VerificationKey] | None = None
@@ -129,7 +133,15 @@ class ProviderTokens:
             )
         except self._jwt.PyJWTError as error:
             raise invalid_token(f"The token does not hold ({type(error).__name__}).") from None
-        return Grant(_scopes(claims), expires=float(claims["exp"]) + LEEWAY_S)
+        return Grant(_scopes(claims), expires=float(claims["exp"]) + LEEWAY_S, meter=self._meter(claims))
+
+    def _meter(self, claims: dict[str, Any]) -> SubjectMeter | None:
+        """Raises Unauthorised."""
+        if self._subjects is None:
+            return None
+        if not claims.get("sub"):
+            raise invalid_token("The token names no subject (sub), to whom its limits would belong.")
+        return self._subjects.of(claims["sub"])
 
     async def _key(self, kid: Any) -> VerificationKey:
         """Raises Unauthorised, NotReady."""

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from service import bundle
 from service.backends import Backend, Load, Placement, Plan, onnx, torchscript
 from service.bundle import Bundle
 from service.errors import StartupError
-from service.files import Folder
+from service.files import Folder, write_whole
 from service.images import Pixels
 from service.settings import Settings, available_cores
 
@@ -316,15 +315,7 @@ def read(path: Path, model_sha256: str) -> Performance:
 def write(path: Path, performance: Performance) -> None:
     """Whole or not at all. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(performance.model_dump_json(indent=1) + "\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, performance.model_dump_json(indent=1).encode() + b"\n", 0o644)
 
 
 def tune(found: Bundle, backends: Sequence[Backend], budget_s: float = BUDGET_S) -> list[Measured]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import TooManyRequests
+from service.errors import NotReady, TooManyRequests
 from service.quota import SECOND_NS, Meter, Meters, Quota
 
 
@@ -15,7 +15,7 @@ class Workers:
     def __init__(self, quota: Quota, folder: Path, number: int = 3) -> None:
         self.now = 1000 * SECOND_NS
         path = folder / "one.quota"
-        self.meters = [Meter(quota, path, row, lambda: self.now) for row in range(1, number + 1)]
+        self.meters = [Meter.shared(quota, path, row, lambda: self.now) for row in range(1, number + 1)]
 
     def let_in(self, times: int) -> int:
         """Of so many requests, one worker after the other."""
@@ -47,7 +47,7 @@ def test_a_new_worker_knows_what_was_taken(tmp_path: Path) -> None:
     """It opens no new bucket."""
     workers = Workers(Quota.of(1, 5, None), tmp_path)
     assert workers.let_in(9) == 5
-    successor = Meter(workers.meters[0].quota, tmp_path / "one.quota", 9, lambda: workers.now)
+    successor = Meter.shared(workers.meters[0].quota, tmp_path / "one.quota", 9, lambda: workers.now)
     with pytest.raises(TooManyRequests):
         successor.take()
 
@@ -95,10 +95,10 @@ def test_a_worker_that_was_killed_takes_no_room(tmp_path: Path) -> None:
     quota, path = Quota.of(None, None, 1), tmp_path / "one.quota"
     pid = os.fork()
     if not pid:
-        Meter(quota, path, 7).take()
+        Meter.shared(quota, path, 7).take()
         os._exit(0)
     os.waitpid(pid, 0)
-    Meter(quota, path, 1).take()
+    Meter.shared(quota, path, 1).take()
 
 
 def test_a_changed_quota_keeps_what_was_measured(tmp_path: Path) -> None:
@@ -112,3 +112,24 @@ def test_a_changed_quota_keeps_what_was_measured(tmp_path: Path) -> None:
     meter.take()
     with pytest.raises(TooManyRequests):
         meter.take()
+
+
+def test_limits_that_cannot_be_kept_let_nobody_in(tmp_path: Path) -> None:
+    """As on a full disk; when there is room they are kept."""
+    folder = tmp_path / "later"
+    meters = Meters(folder, 1)
+    with pytest.raises(NotReady):
+        meters.of("one", Quota.of(1, 1, None))
+    folder.mkdir()
+    assert meters.of("one", Quota.of(1, 1, None))
+
+
+def test_one_at_a_time_is_one_though_two_come_together(tmp_path: Path) -> None:
+    """Whoever entered and is told to come back has left."""
+    one, other = Workers(Quota.of(None, None, 1), tmp_path, 2).meters
+    one.take()
+    for _ in range(3):
+        with pytest.raises(TooManyRequests):
+            other.take()
+    one.leave()
+    other.take()

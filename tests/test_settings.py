@@ -50,6 +50,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "tls_client_ca": ("/etc/trueodds/clients.pem", Path("/etc/trueodds/clients.pem")),
     "oidc_audience": ("trueodds", "trueodds"),
     "oidc_jwks_url": ("file:///etc/trueodds/jwks.json", "file:///etc/trueodds/jwks.json"),
+    "oidc_requests_per_second": ("2.5", 2.5),
+    "oidc_burst": ("10", 10),
+    "oidc_concurrent": ("3", 3),
 }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from service.errors import NotReady, SettingError, Unauthorised
+from service.gate import check
+from service.settings import Settings
 from service.tokens import LEEWAY_S, REFETCH_S, STALE_S, Provider, ProviderTokens
 from tests.conftest import fixtures, serving
 
@@ -77,7 +80,7 @@ class Checked:
 
     def __init__(self, identity: Identity) -> None:
         self.now = 0.0
-        self.tokens = ProviderTokens(Provider(ISSUER, AUDIENCE, identity.url), lambda: self.now)
+        self.tokens = ProviderTokens(Provider(ISSUER, AUDIENCE, identity.url), clock=lambda: self.now)
 
     async def scopes(self, token: str) -> frozenset[str]:
         return (await self.tokens.grant(token.encode())).scopes
@@ -237,3 +240,77 @@ def test_a_token_opens_the_service(tmp_path: Path) -> None:
         time.sleep(4.5)
         assert status(soon) == 401
         assert status(signed()) == 200
+
+
+LIMITS = {"TRUEODDS_OIDC_REQUESTS_PER_SECOND": "0.5", "TRUEODDS_OIDC_BURST": "6", "TRUEODDS_OIDC_CONCURRENT": "4"}
+POLICY = '"rate";q=6;w=12, "concurrent";q=4;qu="concurrent-requests"'
+
+
+def opened(folder: Path, more: dict[str, str]) -> dict[str, str]:
+    """Settings of a service that one provider's tokens open."""
+    file = folder / "jwks.json"
+    file.write_text(json.dumps({"keys": [public(RSA, "a")]}))
+    oidc = {"ISSUER": ISSUER, "AUDIENCE": AUDIENCE, "JWKS_URL": file.as_uri()}
+    return {**{f"TRUEODDS_OIDC_{name}": value for name, value in oidc.items()}, **more}
+
+
+def test_each_subject_has_limits_whatever_tokens_it_shows(tmp_path: Path) -> None:
+    """Over a real socket, by two workers together, on the direct way too; others' requests are not its own."""
+    image = fixtures("digits")[0][0]
+    with serving(tmp_path / "bentoml", opened(tmp_path, {**LIMITS, "TRUEODDS_WORKERS": "2"})) as running:
+
+        def ask(subject: str, times: int) -> list[httpx.Response]:
+            answers = []
+            for number in range(times):
+                headers = {**HEAD, "authorization": f"Bearer {signed(sub=subject, jti=str(number // 2))}"}
+                with httpx.Client(base_url=running.url, headers=headers) as client:
+                    answers += [client.post("/v1/models/digits/classify", content=image) for _ in range(2)]
+            return answers
+
+        for subject in ("alice", "bob"):
+            answers = ask(subject, 5)
+            statuses = [answer.status_code for answer in answers]
+            assert statuses[:6] == [200] * 6
+            assert statuses.count(200) <= 8
+            assert statuses[-1] == 429
+            assert {answer.headers["ratelimit-policy"] for answer in answers} == {POLICY}
+            assert answers[0].headers["ratelimit"] == '"rate";r=5;t=2'
+            assert answers[-1].headers["ratelimit"].startswith('"rate";r=0;')
+            assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
+            assert answers[-1].json()["type"] == "urn:trueodds:problem:too-many-requests"
+        headers = {"authorization": f"Bearer {signed()}"}
+        refused = httpx.get(f"{running.url}/v1/models", headers=headers)
+        assert refused.status_code == 401
+        assert "names no subject" in refused.json()["detail"]
+
+
+def test_requests_of_a_subject_under_way_are_bounded(tmp_path: Path) -> None:
+    """Those that are being sent count, on any worker; when they have gone their places are free."""
+    limits = {"TRUEODDS_OIDC_CONCURRENT": "2", "TRUEODDS_WORKERS": "2"}
+    with serving(tmp_path / "bentoml", opened(tmp_path, limits)) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+
+        def status(subject: str) -> int:
+            headers = {"authorization": f"Bearer {signed(sub=subject)}"}
+            return httpx.get(f"{running.url}/v1/models", headers=headers).status_code
+
+        head = f"POST /v1/models/digits/classify HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {signed(sub='alice')}"
+        senders = [socket.create_connection((host, int(port))) for _ in range(2)]
+        for sender in senders:
+            sender.sendall(f"{head}\r\ncontent-length: 9\r\n\r\n".encode())
+        time.sleep(0.3)
+        assert [status("alice"), status("bob"), status("alice")] == [429, 200, 429]
+        for sender in senders:
+            sender.close()
+        time.sleep(0.3)
+        assert [status("alice") for _ in range(9)] == [200] * 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"TRUEODDS_OIDC_CONCURRENT": "2"}, "together"), ({"TRUEODDS_OIDC_BURST": "2"}, "means nothing without")],
+)
+def test_limits_of_nobody_are_a_mistake(settings: dict[str, str], told: str) -> None:
+    """Whoever sets them and no provider believes that something is limited."""
+    with pytest.raises(SettingError, match=told):
+        check(Settings.from_environment(settings))
