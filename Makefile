@@ -25,7 +25,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc dev torch
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz train export sign load bench image image-test lock sbom clean
+.PHONY: help serve test test-fast check format fuzz train export sign load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ image: $(VENV)/serve ## build the OCI image
 
 image-test: $(VENV)/serve ## run the image and classify two images through it
 	deploy/image.sh test
+
+image-abuse: $(VENV)/dev ## run the tests that abuse a service against the image, locked down
+	deploy/image.sh abuse
 
 lock: $(VENV)/serve ## renew the locks after a change of requirements/*.in
 	$(PIP_INSTALL) uv

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # image.sh build   bento and OCI image, by ENGINE or the first of docker, podman and buildah that is there
 # image.sh test    run the image locked down and compare its answers with those of the bento served on this machine
+# image.sh abuse   run it so under the tests of tests/ that are marked `container`; further arguments are pytest's
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -116,11 +117,14 @@ size_of() {
   esac
 }
 
+# Temporary files are memory, so they are bounded too.
+locked_down=(--read-only --tmpfs /tmp:size=64m --memory 1g --pids-limit 256 --cap-drop ALL)
+locked_down+=(--security-opt no-new-privileges)
+
 run_image() {
   # Two workers, as many as 1 GiB holds with ease, whatever the number of cores.
   "$engine" run --detach --name "$container" --publish 127.0.0.1::3000 --env TRUEODDS_WORKERS=2 \
-    --read-only --tmpfs /tmp --memory 1g --pids-limit 256 --cap-drop ALL --security-opt no-new-privileges \
-    "$image:latest" >/dev/null
+    "${locked_down[@]}" "$image:latest" >/dev/null
 }
 
 clean_up() {
@@ -133,11 +137,22 @@ clean_up() {
   "$engine" rm --force "$container" >/dev/null 2>&1 || true
 }
 
+check_runnable() {
+  [ "$engine" != buildah ] || fail "buildah builds but does not run services; install podman or docker"
+  has_image "$image:latest" || fail "there is no image yet; run make image first"
+}
+
+# Processes in the container are looked at and killed from outside, which takes root.
+abuse_image() {
+  check_runnable
+  [ "$(id -u)" = 0 ] || fail "the tests reach into the container, which takes root"
+  KIT_IMAGE=$image:latest KIT_RUN="$engine run ${locked_down[*]}" python -m pytest -m container tests/abuse "$@"
+}
+
 test_image() {
   local started url port bento_url user
   mkdir -p "$cache"
-  [ "$engine" != buildah ] || fail "buildah builds but does not run services; install podman or docker"
-  has_image "$image:latest" || fail "there is no image yet; run make image first"
+  check_runnable
   user=$("$engine" image inspect --format '{{.Config.User}}' "$image:latest")
   case $user in '' | 0 | 0:* | root*) fail "the image runs as root" ;; esac
 
@@ -161,8 +176,11 @@ test_image() {
 command -v bentoml >/dev/null || fail "bentoml is missing; run make image, which installs it into .venv"
 engine=${ENGINE:-$(find_engine)}
 [ "$engine" = docker ] || adapt_to_sandbox
+# By itself podman makes more places to write to, of any size.
+[ "$engine" != podman ] || locked_down+=(--read-only-tmpfs=false)
 case ${1:-} in
   build) build ;;
   test) test_image ;;
-  *) fail "usage: deploy/image.sh build|test" ;;
+  abuse) abuse_image "${@:2}" ;;
+  *) fail "usage: deploy/image.sh build|test|abuse" ;;
 esac

@@ -14,6 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import container
+from tests.container import Container
+
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 START_TIMEOUT_S = 60
@@ -23,11 +26,24 @@ COMPILED = ROOT / ".cache" / "tests" / "compiled"
 
 @dataclass(frozen=True)
 class Server:
-    """A running service: where it answers, its process and its log."""
+    """A running service: where it answers, its process (or the one that runs its container) and its log."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    container: Container | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the service's own first process."""
+        return self.container.pid if self.container else self.process.pid
+
+    def terminate(self) -> None:
+        """As whoever runs it ends it."""
+        if self.container:
+            self.container.terminate()
+        else:
+            self.process.send_signal(signal.SIGTERM)
 
     def post(self, model: str, body: bytes, content_type: str = "image/png", query: str = "") -> httpx.Response:
         url = f"{self.url}/v1/models/{model}/classify{query}"
@@ -54,13 +70,20 @@ def environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
 def serving(
     home: Path, settings: Mapping[str, str] | None = None, launcher: Sequence[str] = ("service",)
 ) -> Iterator[Server]:
-    """Start the service as `make serve` does, or by another module, wait until it is ready, and stop it."""
+    """Start the service as `make serve` does, or by another module, wait until it is ready, and stop it.
+
+    In a container where KIT_IMAGE names one.
+    """
     port = free_port()
+    contained = Container(f"trueodds-kit-{port}") if container.IMAGE else None
+    command = [sys.executable, "-m", *launcher, "--port", str(port)]
+    if contained:
+        command = contained.command(port, {"TRUEODDS_DRAIN_S": "0", **(settings or {})})
     home.mkdir(parents=True, exist_ok=True)
     log = home / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *launcher, "--port", str(port)],
+            command,
             cwd=ROOT,
             env=environment(home, settings or {}),
             stdout=output,
@@ -70,9 +93,11 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, log)
-        yield Server(url, process, log)
+        yield Server(url, process, log, contained)
     finally:
         stop(process)
+        if contained:
+            contained.remove()
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Server, fixtures, serving
 from tests.test_service import problem
 
+pytestmark = pytest.mark.container
+
 IMAGE = fixtures("cifar10")[0][0]
 MANY = np.zeros((256, 32, 32, 3), np.uint8).tobytes()
 TENSOR = {"content-type": "application/octet-stream", "x-tensor-shape": "256,32,32,3"}
