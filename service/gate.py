@@ -80,7 +80,7 @@ class Gate:
         if not (settings.api_keys or tokens or closed):
             return None
         keys = KeyRing(settings.api_keys) if settings.api_keys else None
-        return cls(keys, tokens, Meters(folder, number), closed, refused)
+        return cls(keys, tokens, Meters(folder, number, settings.worker_count), closed, refused)
 
     def of_operators(self, settings: "Settings") -> "Gate":
         """Another, of the same keys and limits, for the port of those who run the service."""

@@ -17,18 +17,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.board import ROWS
 from service.errors import NotReady, TooManyRequests
 from service.mapped import mapped
 
-Cells = NDArray[np.int64]
 SECOND_NS = 1_000_000_000
+# A worker's successors overlap with it where all are replaced, and that again; each needs a row.
+ROWS_A_WORKER = 4
+
+# Of 64 bits each.
+Cells: TypeAlias = "memoryview[int]"
 # When the bucket is empty, in ns; requests under way; the worker's process.
-ARRIVAL, UNDER_WAY, PROCESS, COLUMNS = 0, 1, 2, 3
+Rows: TypeAlias = tuple[Cells, Cells, Cells]
 
 logger = logging.getLogger("trueodds")
 
@@ -59,31 +60,44 @@ class Quota:
             policies.append(b'"concurrent";q=%d;qu="concurrent-requests"' % self.concurrent)
         return b", ".join(policies)
 
+    def lines(self, used_ns: int) -> bytes:
+        """Of an answer's head, where the bucket is empty in so long: RateLimit-Policy and RateLimit."""
+        if not self.burst:
+            return b"ratelimit-policy: %b\r\n" % self.policy
+        # Rounded up, both.
+        left = self.burst + -used_ns // self.interval_ns
+        return b'ratelimit-policy: %b\r\nratelimit: "rate";r=%d;t=%d\r\n' % (
+            self.policy,
+            left if left > 0 else 0,
+            -(-used_ns // SECOND_NS),
+        )
+
 
 class Meter:
     """Measures what is asked for under one name. `quota` may change, and what was measured holds."""
 
-    def __init__(
-        self, quota: Quota, cells: Cells, processes: Cells, row: int, now_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
-        """`cells` are (2, rows): when the bucket is empty in ns, requests under way; `processes` the rows' workers."""
+    def __init__(self, quota: Quota, rows: Rows, row: int, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.quota = quota
-        self._now_ns = now_ns
-        self._arrivals, self._counts = cells
-        self._processes = processes
+        self._arrivals, self._counts, self._processes = rows
         self._row = row
+        self._now_ns = now_ns
 
     @classmethod
     def shared(
-        cls, quota: Quota, path: Path | None = None, row: int = 0, now_ns: Callable[[], int] = time.monotonic_ns
+        cls,
+        quota: Quota,
+        path: Path | None = None,
+        row: int = 0,
+        rows: int = ROWS_A_WORKER,
+        now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> "Meter":
         """By the file that the workers share for one name; without one there is this worker only. Raises OSError."""
-        cells = mapped_cells(path, COLUMNS * ROWS).reshape(COLUMNS, ROWS)
-        row %= ROWS
+        cells = mapped_cells(path, 3 * rows)
+        meter = cls(quota, (cells[:rows], cells[rows : 2 * rows], cells[2 * rows :]), row % rows, now_ns)
         # A predecessor that was killed left its last numbers.
-        cells[UNDER_WAY, row] = 0
-        cells[PROCESS, row] = os.getpid()
-        return cls(quota, cells[:PROCESS], cells[PROCESS], row, now_ns)
+        meter._counts[meter._row] = 0
+        meter._processes[meter._row] = os.getpid()
+        return meter
 
     def take(self) -> bytes:
         """Let one request in; `leave` ends it. Returns the header lines of its answer. Raises TooManyRequests."""
@@ -101,24 +115,27 @@ class Meter:
     def judge(self) -> bytes:
         """Take one that has entered from the bucket; as `take`, but one that is refused has not left."""
         quota = self.quota
+        now = arrival = 0
+        if quota.burst:
+            now = self._now_ns()
+            arrival = max(now, *self._arrivals)
         if quota.concurrent and self._under_way() > quota.concurrent:
             raise TooManyRequests(
                 f"There are {quota.concurrent} requests of yours under way, as many as you may have at a time.",
                 1,
-                self._lines(),
+                quota.lines(arrival - now),
             )
         if quota.burst:
-            now = self._now_ns()
-            arrival = max(int(self._arrivals.max()), now) + quota.interval_ns
-            early = arrival - now - quota.burst * quota.interval_ns
+            early = arrival - now - (quota.burst - 1) * quota.interval_ns
             if early > 0:
                 raise TooManyRequests(
                     f"You may ask {SECOND_NS / quota.interval_ns:g} times a second, {quota.burst} times at once.",
                     math.ceil(early / SECOND_NS),
-                    self._lines(),
+                    quota.lines(arrival - now),
                 )
+            arrival += quota.interval_ns
             self._arrivals[self._row] = arrival
-        return self._lines()
+        return quota.lines(arrival - now)
 
     def leave(self) -> None:
         """A request that has entered is over."""
@@ -131,28 +148,23 @@ class Meter:
             self._arrivals[self._row] -= self.quota.interval_ns
 
     def _under_way(self) -> int:
-        under_way = int(self._counts.sum())
+        under_way = sum(self._counts)
         if under_way > self.quota.concurrent:
-            forget_dead(self._counts, self._processes)
-            under_way = int(self._counts.sum())
+            for row, process in enumerate(self._processes):
+                # That of a worker that was killed and has no successor of its number.
+                if self._counts[row] and not runs(process):
+                    self._counts[row] = 0
+            under_way = sum(self._counts)
         return under_way
-
-    def _lines(self) -> bytes:
-        quota = self.quota
-        lines = b"ratelimit-policy: %b\r\n" % quota.policy
-        if quota.burst:
-            used = max(int(self._arrivals.max()) - self._now_ns(), 0)
-            left = max(quota.burst - math.ceil(used / quota.interval_ns), 0)
-            lines += b'ratelimit: "rate";r=%d;t=%d\r\n' % (left, math.ceil(used / SECOND_NS))
-        return lines
 
 
 class Meters:
     """One of each name that has a limit, in the folder that all workers of an instance share."""
 
-    def __init__(self, folder: Path | None, row: int) -> None:
+    def __init__(self, folder: Path | None, number: int, workers: int = 1) -> None:
         self._folder = folder
-        self._row = row
+        self._number = number
+        self._rows = ROWS_A_WORKER * workers
         self._meters: dict[str, Meter] = {}
 
     def of(self, name: str, quota: Quota) -> Meter | None:
@@ -163,7 +175,7 @@ class Meters:
         if meter is None:
             path = self._folder and self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.quota"
             try:
-                meter = self._meters[name] = Meter.shared(quota, path, self._row)
+                meter = self._meters[name] = Meter.shared(quota, path, self._number, self._rows)
             except OSError as error:
                 logger.warning("the limits of a key cannot be kept: %s", error)
                 raise NotReady("The limits of this key cannot be kept just now; retry soon.") from error
@@ -172,18 +184,11 @@ class Meters:
 
 
 def mapped_cells(path: Path | None, number: int) -> Cells:
-    """(number,) int64 of a shared file, or of this process alone. Raises OSError."""
-    return np.frombuffer(mapped(path, number * 8) if path else bytearray(number * 8), np.int64)
+    """So many of a shared file, or of this process alone. Raises OSError."""
+    return memoryview(mapped(path, number * 8) if path else bytearray(number * 8)).cast("q")
 
 
-def forget_dead(counts: Cells, processes: Cells) -> None:
-    """Of (…, rows) requests under way, those of workers that were killed and have no successor of their number."""
-    for row in np.flatnonzero(counts.reshape(-1, processes.size).any(axis=0)):
-        if not _runs(int(processes[row])):
-            counts[..., row] = 0
-
-
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
     with suppress(PermissionError):
         try:
             os.kill(process, 0)

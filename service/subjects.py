@@ -21,12 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from service.errors import NotReady, TooManyRequests
-from service.quota import UNDER_WAY, Meter, Quota, forget_dead, mapped_cells
+from service.quota import ROWS_A_WORKER, Meter, Quota, mapped_cells, runs
 
 # How many are told apart at a time.
 PLACES = 4096
-# A worker's successors overlap with it where all are replaced, and that again; each needs a row.
-ROWS_A_WORKER = 4
 TABLE = "subjects.quota"
 PATIENCE_S, PAUSE_S = 0.02, 0.0005
 
@@ -48,16 +46,20 @@ class Subjects:
         """For one of so many workers, which share a folder; without one there is this worker only. Raises OSError."""
         rows = ROWS_A_WORKER * workers
         path = folder and folder / TABLE
-        cells = mapped_cells(path, rows + places * (2 + 2 * rows))
+        self._rows, ends = rows, (rows, rows + 2 * places, rows + 2 * places + places * rows)
+        self._memory = mapped_cells(path, ends[2] + places * rows)
+        self._first_arrival, self._first_count = ends[1:]
+        cells = np.frombuffer(self._memory, np.int64)
+        processes, tags, arrivals, counts = np.split(cells, ends)
+        self._processes = processes
+        self._tags = tags.reshape(places, 2)
+        # Of each place by rows: when its bucket is empty, and the requests under way.
+        self._arrivals, self._counts = arrivals.reshape(places, rows), counts.reshape(places, rows)
         self._quota = quota
         self._now_ns = now_ns
         self._row = number % rows
-        self._processes = cells[:rows]
-        self._tags = cells[rows : rows + 2 * places].reshape(places, 2)
-        # Of each place: when its bucket is empty, and the requests under way, by rows.
-        self._cells = cells[rows + 2 * places :].reshape(places, 2, rows)
         # A predecessor that was killed left its last numbers.
-        self._cells[:, UNDER_WAY, self._row] = 0
+        self._counts[:, self._row] = 0
         self._processes[self._row] = os.getpid()
         self._lock = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else None
 
@@ -76,13 +78,17 @@ class Subjects:
             place = self._claimed(tag)
 
     def _enter(self, place: int) -> Meter:
-        meter = Meter(self._quota, self._cells[place], self._processes, self._row, self._now_ns)
+        at = place * self._rows
+        arrivals = self._memory[self._first_arrival + at :][: self._rows]
+        counts = self._memory[self._first_count + at :][: self._rows]
+        meter = Meter(self._quota, (arrivals, counts, self._memory[: self._rows]), self._row, self._now_ns)
         meter.enter()
         return meter
 
     def holds(self, place: int, tag: Tag, meter: Meter) -> bool:
         """Whether the place is still this subject's; who has entered another's leaves it."""
-        if (int(self._tags[place, 0]), int(self._tags[place, 1])) == tag:
+        at = self._rows + 2 * place
+        if self._memory[at] == tag[0] and self._memory[at + 1] == tag[1]:
             return True
         meter.leave()
         return False
@@ -100,24 +106,29 @@ class Subjects:
                 return found
             place = self._take_free(tag)
             if place is None:
-                forget_dead(self._cells[:, UNDER_WAY], self._processes)
+                self._forget_dead()
                 place = self._take_free(tag)
         if place is None:
             raise NotReady("More users than can be told apart are asking just now; retry soon.")
         return place
 
     def _take_free(self, tag: Tag) -> int | None:
-        arrivals, under_way = self._cells[:, 0], self._cells[:, UNDER_WAY]
-        free = (arrivals.max(axis=1) <= self._now_ns()) & ~under_way.any(axis=1)
+        free = (self._arrivals.max(axis=1) <= self._now_ns()) & ~self._counts.any(axis=1)
         for place in map(int, np.flatnonzero(free)):
             former = self._tags[place].copy()
             self._tags[place] = tag
-            if not under_way[place].any():
-                arrivals[place] = 0
+            if not self._counts[place].any():
+                self._arrivals[place] = 0
                 return place
             # Its subject has come back in this moment.
             self._tags[place] = former
         return None
+
+    def _forget_dead(self) -> None:
+        """The requests under way of workers that were killed and have no successor of their number."""
+        for row in np.flatnonzero(self._processes):
+            if not runs(int(self._processes[row])):
+                self._counts[:, row] = 0
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -8,6 +8,8 @@ import pytest
 from service.errors import NotReady, TooManyRequests
 from service.quota import SECOND_NS, Meter, Meters, Quota
 
+ROWS = 16
+
 
 class Workers:
     """Some meters of one name, as those of several workers, and a clock."""
@@ -15,7 +17,7 @@ class Workers:
     def __init__(self, quota: Quota, folder: Path, number: int = 3) -> None:
         self.now = 1000 * SECOND_NS
         path = folder / "one.quota"
-        self.meters = [Meter.shared(quota, path, row, lambda: self.now) for row in range(1, number + 1)]
+        self.meters = [Meter.shared(quota, path, row, ROWS, lambda: self.now) for row in range(1, number + 1)]
 
     def let_in(self, times: int) -> int:
         """Of so many requests, one worker after the other."""
@@ -47,7 +49,7 @@ def test_a_new_worker_knows_what_was_taken(tmp_path: Path) -> None:
     """It opens no new bucket."""
     workers = Workers(Quota.of(1, 5, None), tmp_path)
     assert workers.let_in(9) == 5
-    successor = Meter.shared(workers.meters[0].quota, tmp_path / "one.quota", 9, lambda: workers.now)
+    successor = Meter.shared(workers.meters[0].quota, tmp_path / "one.quota", 9, ROWS, lambda: workers.now)
     with pytest.raises(TooManyRequests):
         successor.take()
 
@@ -95,10 +97,10 @@ def test_a_worker_that_was_killed_takes_no_room(tmp_path: Path) -> None:
     quota, path = Quota.of(None, None, 1), tmp_path / "one.quota"
     pid = os.fork()
     if not pid:
-        Meter.shared(quota, path, 7).take()
+        Meter.shared(quota, path, 7, ROWS).take()
         os._exit(0)
     os.waitpid(pid, 0)
-    Meter.shared(quota, path, 1).take()
+    Meter.shared(quota, path, 1, ROWS).take()
 
 
 def test_a_changed_quota_keeps_what_was_measured(tmp_path: Path) -> None:
