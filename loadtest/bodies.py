@@ -17,16 +17,20 @@ PART = (
 
 @dataclass(frozen=True)
 class Body:
-    """Files that are posted in turn, each of so many images. `accept` is empty where JSON is to be answered."""
+    """Files that are posted in turn, each of so many images. `accept` is empty where JSON is to be answered,
+    `authorization` where nobody asks for any.
+    """
 
     content_type: str
     files: tuple[Path, ...]
     images: int = 1
     accept: str = ""
+    authorization: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Content-Type": self.content_type, **({"Accept": self.accept} if self.accept else {})}
+        optional = {"Accept": self.accept, "Authorization": self.authorization}
+        return {"Content-Type": self.content_type, **{name: value for name, value in optional.items() if value}}
 
 
 def images_of(model: str) -> list[Image]:

@@ -98,10 +98,11 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, port: int = 0) -> Iterator[Service]:
+def service(folder: Path, port: int = 0, settings: Mapping[str, str] | None = None) -> Iterator[Service]:
     """Start the service as `make serve` does, with its BentoML home in the folder; stop it in the end.
 
-    Port 0 is any free one. Raises ContenderFailed with the end of its log.
+    Port 0 is any free one; `settings` go before those of the environment. Raises ContenderFailed with the end of its
+    log.
     """
     port = port or free_port()
     url, log = f"http://127.0.0.1:{port}", folder / "service.log"
@@ -109,6 +110,7 @@ def service(folder: Path, port: int = 0) -> Iterator[Service]:
         "BENTOML_HOME": str(folder / HOME),
         "BENTOML_DO_NOT_TRACK": "True",
         "TRUEODDS_COMPILED": str(folder / HOME / "trueodds"),
+        **(settings or {}),
     }
     (folder / HOME).mkdir(exist_ok=True)
     started = time.monotonic()

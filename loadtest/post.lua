@@ -1,5 +1,5 @@
--- wrk script: posts the given files in turn, then prints one line of figures. Arguments: CONTENT_TYPE ACCEPT FILE...;
--- an empty ACCEPT is not sent.
+-- wrk script: posts the given files in turn, then prints one line of figures. Arguments: CONTENT_TYPE ACCEPT
+-- AUTHORIZATION FILE...; an empty header is not sent.
 local requests, turn = {}, 0
 
 function init(args)
@@ -7,7 +7,10 @@ function init(args)
   if args[2] ~= "" then
     headers["Accept"] = args[2]
   end
-  for i = 3, #args do
+  if args[3] ~= "" then
+    headers["Authorization"] = args[3]
+  end
+  for i = 4, #args do
     local file = assert(io.open(args[i], "rb"))
     requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))
     file:close()

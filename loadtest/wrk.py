@@ -56,7 +56,7 @@ class Wrk:
         self._limit_s = seconds + PATIENCE_S
         options = ["-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", f"--script={SCRIPT}"]
         self._process = subprocess.Popen(  # noqa: S603  no shell is between  # nosec B603
-            [program(), *options, url, "--", body.content_type, body.accept, *map(str, body.files)],
+            [program(), *options, url, "--", body.content_type, body.accept, body.authorization, *map(str, body.files)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
