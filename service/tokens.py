@@ -2,9 +2,11 @@
 
 The keys are fetched when the first token comes, in a thread, and again now and then; at once for a token of a key that
 is not known, but not more often than REFETCH_S, whatever tokens come. Where they cannot be fetched the last ones stay.
+A token is verified once for all requests until then: it takes 0.1 to 0.3 ms, in which nobody else is answered.
 """
 
 import asyncio
+import hashlib
 import http.client
 import json
 import logging
@@ -29,6 +31,8 @@ LEEWAY_S = 30
 # Between two fetches, and the age at which keys are fetched anew.
 REFETCH_S, STALE_S = 10.0, 300.0
 FETCH_TIMEOUT_S, LARGEST_BYTES = 5.0, 1024 * 1024
+# Tokens that are not verified again until the keys are fetched anew.
+MOST_KNOWN = 1024
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 logger = logging.getLogger("trueodds")
@@ -108,9 +112,25 @@ class ProviderTokens:
         self._keys: dict[str | None, VerificationKey] | None = None
         self._tried_at = self._fetched_at = -float("inf")
         self._fetching: asyncio.Task[None] | None = None
+        # By the SHA-256 of the token.
+        self._known: dict[bytes, Grant] = {}
 
     async def grant(self, token: bytes) -> Grant:
         """Raises Unauthorised, or NotReady where the provider's keys are not known."""
+        digest = hashlib.sha256(token).digest()
+        known = self._known.get(digest)
+        if known and time.time() < known.expires:
+            self._fetch_if_stale()
+            return known
+        grant = await self._verified(token)
+        if len(self._known) >= MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        # By the keys as they are now: nothing is waited for after one was found.
+        self._known[digest] = grant
+        return grant
+
+    async def _verified(self, token: bytes) -> Grant:
+        """Raises Unauthorised, NotReady."""
         try:
             header = self._jwt.get_unverified_header(token)
         except (self._jwt.PyJWTError, ValueError, RecursionError):
@@ -150,13 +170,18 @@ class ProviderTokens:
             # Whoever waits and goes takes nobody else's answer away.
             if self._may_fetch():
                 await asyncio.shield(self._fetch())
-        elif self._clock() - self._fetched_at > STALE_S and self._may_fetch():
-            self._fetch()
+        else:
+            self._fetch_if_stale()
         if self._keys is None:
             raise NotReady("The identity provider's keys could not be fetched; retry soon.")
         if kid not in self._keys:
             raise invalid_token("The token is signed by a key that the identity provider does not list.")
         return self._keys[kid]
+
+    def _fetch_if_stale(self) -> None:
+        """While the last ones are used."""
+        if self._clock() - self._fetched_at > STALE_S and self._may_fetch():
+            self._fetch()
 
     def _may_fetch(self) -> bool:
         return self._fetching is not None or self._clock() - self._tried_at > REFETCH_S
@@ -172,6 +197,7 @@ class ProviderTokens:
         try:
             document = await asyncio.get_running_loop().run_in_executor(None, self._provider.fetch)
             self._keys = self._usable(document["keys"])
+            self._known.clear()
             self._fetched_at = self._clock()
         except (OSError, http.client.HTTPException, ValueError) as error:
             logger.warning("the keys at %s cannot be fetched: %s", self._provider.jwks_url, error)

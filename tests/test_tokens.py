@@ -171,6 +171,44 @@ def test_a_new_key_is_fetched_when_a_token_names_it_but_not_for_every_token(iden
     asyncio.run(scenario())
 
 
+def test_a_token_is_verified_once_for_as_long_as_its_key_is_known(identity: Identity) -> None:
+    """Until it expires or the keys are fetched anew: then the key it names must be listed still."""
+
+    async def scenario() -> None:
+        checked = Checked(identity)
+        token = signed()
+        first = await checked.tokens.grant(token.encode())
+        assert await checked.tokens.grant(token.encode()) is first
+        soon = signed(exp=int(time.time()) - LEEWAY_S + 2)
+        assert await checked.scopes(soon)
+        await asyncio.sleep(2.1)
+        await checked.refused(soon)
+        identity.keys = [public(OTHER, "c")]
+        checked.now += STALE_S + 1
+        # What is known is let in, and has the keys fetched.
+        assert await checked.scopes(token)
+        await asyncio.sleep(0.3)
+        assert identity.asked == 2
+        await checked.refused(token)
+
+    asyncio.run(scenario())
+
+
+def test_only_so_many_tokens_are_known(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is verified again."""
+    monkeypatch.setattr("service.tokens.MOST_KNOWN", 2)
+
+    async def scenario() -> None:
+        tokens = Checked(identity).tokens
+        made = [signed(jti=str(number)).encode() for number in range(3)]
+        grants = [await tokens.grant(token) for token in made]
+        assert await tokens.grant(made[2]) is grants[2]
+        assert await tokens.grant(made[1]) is grants[1]
+        assert await tokens.grant(made[0]) is not grants[0]
+
+    asyncio.run(scenario())
+
+
 def test_keys_that_cannot_be_fetched(identity: Identity) -> None:
     """Before the first the service is not ready for tokens; later the last ones stay."""
 
