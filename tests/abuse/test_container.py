@@ -117,7 +117,7 @@ def test_a_frozen_container_loses_no_worker(boxed: tuple[Server, Container]) -> 
 def test_a_full_tmp_is_outlasted(boxed: tuple[Server, Container], capsys: pytest.CaptureFixture[str]) -> None:
     """It is bounded, so it is full before the memory is; then as on any full disk."""
     server, _ = boxed
-    tmp = Path(f"/proc/{server.pid}/root/tmp")
+    tmp = Path(f"/proc/{server.pid}/root") / "tmp"
     room = os.statvfs(tmp)
     assert room.f_blocks * room.f_frsize <= 256 * 1024 * 1024
     outlast(server, tmp, capsys)
