@@ -11,7 +11,8 @@ from service import bundle, images
 from service.answers import Options
 from service.bentoml_seam import fronted_service, metrics_folder, worker_number
 from service.errors import Problem, UndecodableImage
-from service.requests import check_top_k, new_request_id
+from service.ids import new_request_id
+from service.requests import check_top_k
 from service.settings import Settings
 from service.worker import PIXELS_ROUTE, Worker
 

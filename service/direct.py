@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from service.answers import Row
 from service.batching import Job
 from service.classifier import Classifier
+from service.ids import new_request_id
 from service.protocol import DirectExchange
 from service.question import Question
-from service.requests import new_request_id
 from service.responses import Response
 
 # Learns of each answer: request id, status, seconds.

@@ -22,6 +22,7 @@ import httptools
 
 from service.board import Board
 from service.heads import Heads
+from service.ids import new_request_id
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -59,10 +60,25 @@ TARGET = re.compile(rb"[!-~]+")
 # What says how a message is framed is for this module alone to say.
 FRAMING = (b"connection", b"transfer-encoding", b"keep-alive")
 WITHOUT_BODY = (204, 304)
+# Of answers that no application gives.
+PROBLEM_LINES = (
+    b"x-request-id: %b\r\nx-content-type-options: nosniff\r\ncontent-type: application/problem+json\r\n"
+    b"content-length: %d\r\n"
+)
+DETAILS = {
+    HTTPStatus.BAD_REQUEST: b"This is no request as RFC 9112 has it.",
+    HTTPStatus.REQUEST_TIMEOUT: b"The head of the request did not arrive in time.",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: b"The head of the request is too large.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: b"The service failed to answer; its log has the reason.",
+}
 
 
 class _NotHttp(Exception):
     """A request that llhttp lets pass and RFC 9112 does not."""
+
+
+class _OversizedHead(Exception):
+    """A head that came in few pieces, so that it had ended before its length was looked at."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,8 @@ class Connection(asyncio.Protocol):
         # Nothing has been asked yet.
         self._new = True
         self._in_head = False
-        self._head_bytes = 0
+        # Read while the head had not ended, and told by the parser of what has.
+        self._head_bytes = self._told_bytes = 0
         self._arriving: Exchange | None = None
         self._current: Exchange | DirectExchange | None = None
         self._waiting: deque[Exchange] = deque()
@@ -202,25 +219,29 @@ class Connection(asyncio.Protocol):
     # Called by the parser.
 
     def on_message_begin(self) -> None:
-        self._url, self._headers, self._in_head, self._head_bytes = b"", [], True, 0
-        self._hosts = 0
+        self._url, self._headers, self._in_head = b"", [], True
+        self._head_bytes = self._told_bytes = self._hosts = 0
         if self._current is None:
             self._since = self.shared.now
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+        self._told_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers come here too.
         if self._in_head:
             name = name.lower()
             self._headers.append((name, value))
+            self._told_bytes += len(name) + len(value)
             if name == b"host":
                 self._hosts += 1
 
     def on_headers_complete(self) -> None:
         self._in_head = self._new = False
         version = self._parser.get_http_version()
+        if self._told_bytes > self.shared.max_head_bytes:
+            raise _OversizedHead
         if self._hosts > 1 or (version == "1.1" and not self._hosts):
             raise _NotHttp
         raw_path, _, query = self._target().partition(b"?")
@@ -349,8 +370,9 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             # No other protocol is spoken here. What follows the request would be of that one.
             self._ending = True
-        except httptools.HttpParserError:
-            self._end_with(HTTPStatus.BAD_REQUEST)
+        except httptools.HttpParserError as error:
+            oversized = isinstance(error.__context__, _OversizedHead)
+            self._end_with(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if oversized else HTTPStatus.BAD_REQUEST)
         if self._in_head and self._head_bytes > self.shared.max_head_bytes:
             self._end_with(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
@@ -409,9 +431,9 @@ class Connection(asyncio.Protocol):
         """Answer what is no request."""
         if self.transport.is_closing():
             return
-        document = b'{"type":"about:blank","title":"%s","status":%d}' % (status.phrase.encode(), status)
-        head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINES[status] + self.shared.date + head % len(document) + document)
+        lines, document = _problem(status)
+        head = STATUS_LINES[status] + self.shared.date + lines + b"connection: close\r\n\r\n"
+        self.transport.write(head + document)
         self._linger()
 
     def _linger(self) -> None:
@@ -483,8 +505,7 @@ class Exchange:
             # Half an answer must not look like a whole one.
             self._connection.transport.abort()
         else:
-            self._start = {"status": 500, "headers": [(b"content-type", b"text/plain")]}
-            await self._send({"type": "http.response.body", "body": b"Internal Server Error"})
+            await self.respond(500, *_problem(HTTPStatus.INTERNAL_SERVER_ERROR))
 
     # Called by the application.
 
@@ -624,6 +645,18 @@ class DirectExchange:
             connection._drained.add_done_callback(lambda drained: connection.answered(self))
         else:
             connection.answered(self)
+
+
+def _problem(status: HTTPStatus) -> tuple[bytes, bytes]:
+    """Header lines and body of an answer that no application gives: RFC 9457's, under an id of its own."""
+    request_id = new_request_id().encode()
+    document = b'{"type":"about:blank","title":"%b","status":%d,"detail":"%b","request_id":"%b"}' % (
+        status.phrase.encode(),
+        status,
+        DETAILS[status],
+        request_id,
+    )
+    return PROBLEM_LINES % (request_id, len(document)), document
 
 
 def _address(given: Any) -> tuple[str, int] | None:

@@ -1,17 +1,16 @@
 """What a client sends: the head of a request, its body, the images in it and the options asked for."""
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
 from urllib.parse import parse_qsl
 
 from service import multipart, tensors
 from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, MalformedRequest, UnsupportedMediaType
+from service.ids import new_request_id
 from service.images import InputSpec, Pixels
 from service.protocol import REMEMBER, RESPOND, Direct, Receive, Scope
 from service.responses import Respond
@@ -19,8 +18,6 @@ from service.settings import Settings
 
 OCTETS = b"application/octet-stream"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-# So that no two workers ever give the same.
-ID_PREFIX, ID_NUMBERS = os.urandom(10).hex(), count()
 # Milliseconds that the client will wait, as the field's proxies and clients write such: a whole number.
 TIMEOUT = b"x-request-timeout-ms"
 TIMEOUT_MS = re.compile(rb"0*[1-9][0-9]{0,9}")
@@ -156,11 +153,6 @@ class Request:
 
 def _tensor(tensor: tensors.Tensor) -> Upload:
     return Upload((), tensor.several, tensor.pixels)
-
-
-def new_request_id() -> str:
-    """32 hexadecimal digits."""
-    return f"{ID_PREFIX}{next(ID_NUMBERS):012x}"
 
 
 def _too_large(settings: Settings) -> BodyTooLarge:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import json
 import socket
 import threading
 import time
@@ -286,6 +287,22 @@ def test_what_is_not_http_gets_400_and_the_door(served: Served, request_bytes: b
     assert b"connection: close" in received
 
 
+def test_a_refusal_is_a_problem_document_under_an_id_of_its_own(served: Served) -> None:
+    """As the application's are: of what is no HTTP, and of what the application fails by."""
+    ids = set()
+    for request in (b"garbage\r\n\r\n", GET % (b"/" + b"y" * 400_000), closing(GET % b"/crash")):
+        with served.connect() as client:
+            client.sendall(request)
+            status, headers, body = read_answer(client)
+        document = json.loads(body)
+        assert headers[b"content-type"] == b"application/problem+json"
+        assert document["status"] == status
+        assert document["request_id"].encode() == headers[b"x-request-id"]
+        assert {"type", "title", "detail"} < document.keys()
+        ids.add(document["request_id"])
+    assert len(ids) == 3
+
+
 def test_garbage_after_a_request_does_not_cost_its_answer(served: Served) -> None:
     """What was asked before is answered first."""
     assert statuses(exchange(served, GET % b"/slow" + b"garbage\r\n\r\n")) == [200, 400]
@@ -305,6 +322,14 @@ def test_an_oversized_head_is_refused(served: Served) -> None:
     assert statuses(exchange(served, b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 400_000)) == [431]
     many = b"".join(b"X-%d: y\r\n" % i for i in range(100_000))
     assert statuses(exchange(served, b"GET / HTTP/1.1\r\nHost: a\r\n" + many)) == [431]
+
+
+def test_an_oversized_head_is_refused_though_it_comes_at_once(served: Served) -> None:
+    """Whole in the first piece that is read, so that nothing is left of it when its length is looked at."""
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: %s\r\n\r\n"
+    for _ in range(5):
+        assert statuses(exchange(served, closing(head % (b"y" * 70_000)))) == [431]
+    assert statuses(exchange(served, closing(head % (b"y" * 60_000)))) == [200]
 
 
 def test_a_large_body_in_the_same_segment_is_no_large_head(served: Served) -> None:
