@@ -6,6 +6,7 @@ HOST ?= 127.0.0.1
 MODEL ?= digits
 VERSION ?= 1
 RUNS ?= 100000
+MINUTES ?= 60
 ATHERIS := 3.0.0
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc dev torch
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz train export sign load bench image image-test image-abuse lock sbom clean
+.PHONY: help serve test test-fast check format fuzz soak train export sign load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,9 @@ format: $(VENV)/dev ## format the code
 fuzz: $(VENV)/dev ## look for images that the decoder stumbles over: RUNS (100000) of them
 	$(PIP_INSTALL) --no-deps atheris==$(ATHERIS)
 	$(BIN)/python -m tests.abuse.fuzz_images --runs $(RUNS)
+
+soak: $(VENV)/dev ## good and bad traffic for MINUTES (60); writes memory, descriptors and latency to .cache/soak
+	$(BIN)/python -m tests.abuse.soak --minutes $(MINUTES) $(SOAK)
 
 train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
 	$(BIN)/python -m models.train $(MODEL)
