@@ -1,12 +1,12 @@
 """The outcome of a run: its figures, and which promises they keep or break."""
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from tests.abuse.soak.samples import Footprint, Sample, p99_of_quarters, quarters_per_million, slope_per_million
 from tests.abuse.soak.tally import Tally
@@ -139,7 +139,8 @@ class Run:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(document, indent=1) + os.linesep)
+        # What is not a number is null.
+        partial.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         partial.replace(path)
 
 
