@@ -77,7 +77,7 @@ class Soak:
         self._libraries = await learn(plan.address)
         images = [len(library.items) for library in self._libraries]
         print(f"learned the answers to {images} images", flush=True)
-        await rouse(plan.address)
+        await self._rouse()
         capacity = 0.0 if plan.is_endurance else await self._capacity()
         await asyncio.sleep(SETTLED_S)
         before = Footprint.of(plan.pid)
@@ -87,6 +87,12 @@ class Soak:
         await asyncio.sleep(SETTLED_S)
         after = Footprint.of(plan.pid)
         return Run(seconds, capacity, capacity * plan.share, self._warm(), self._samples, before, after, self._tally)
+
+    async def _rouse(self) -> None:
+        """Until no more threads come of it."""
+        threads = 0
+        while threads != (threads := Footprint.of(self._plan.pid).threads):
+            await rouse(self._plan.address)
 
     async def _capacity(self) -> float:
         """Requests a second of as many clients as ask again as soon as they are answered."""
