@@ -152,14 +152,26 @@ class Queue(Generic[Answer]):
         self.pace_s = 0.0
 
     def put(self, job: Job[Answer], priority: Priority) -> None:
-        """Raises Overloaded when the queue is full. An empty one takes whatever a request may hold."""
-        size, limits = len(job.pixels), self._limits
+        """Raises Overloaded when the queue is full or too slow. An empty one takes whatever a request may hold."""
+        size = len(job.pixels)
         size_bytes, bulk = size * job.image_bytes, priority is Priority.BULK
+        self.check_pace(bulk, job.deadline - job.since)
+        self._check_room(size, size_bytes, bulk)
+        self._count(bulk, size, size_bytes)
+        (self._bulk if bulk else self._interactive)[job] = None
+
+    def check_pace(self, bulk: bool, within_s: float) -> None:
+        """Raises Overloaded where what waits already will take longer, by the pace of late."""
+        # Bulk does not hold up the others much. What is late already is told so with the rest that is.
+        ahead = self.images if bulk else self.images - self._bulk_images
+        if ahead * self.pace_s > within_s > 0:
+            raise self._overloaded("No batch would be free in time; retry later.")
+
+    def _check_room(self, size: int, size_bytes: int, bulk: bool) -> None:
+        limits = self._limits
         fits = self.images + size <= limits.max_queue_size and self.bytes + size_bytes <= limits.max_queue_bytes
         if self.images and (bulk or not fits) and not self._fits_share(size, size_bytes, bulk, fits):
             raise self._overloaded(f"{self.images} images already wait for this model; retry later.")
-        self._count(bulk, size, size_bytes)
-        (self._bulk if bulk else self._interactive)[job] = None
 
     def _fits_share(self, size: int, size_bytes: int, bulk: bool, fits: bool) -> bool:
         """Bulk stays within its share; the others have theirs, even beside a request that fills the queue."""
@@ -289,6 +301,10 @@ class Batcher(Generic[Answer]):
     def queued(self) -> int:
         """Images waiting for a batch."""
         return self._queue.images
+
+    def check_pace(self, within_s: float) -> None:
+        """Raises Overloaded where no batch would take a lone image in that time: none need be decoded to learn that."""
+        self._queue.check_pace(False, min(within_s, self._limits.max_wait_s))
 
     def after(self, seconds: float) -> float:
         """A time so many seconds from now, on the batcher's clock, as `deadline` is meant."""

@@ -44,6 +44,9 @@ STUCK_WRITE_S = 30.0
 # Once the server ends, no client is waited for longer, and one that asks nothing has so long to ask a last time: what
 # it sends while its connection is being closed would be lost.
 ENDING_PATIENCE_S, LAST_WORD_S = 10.0, 1.0
+# Many who are told 503 and ask again at once, rather than when they were told to, would leave no time to answer anybody.
+# With more refusals than FLOOD from one tick to the next, a connection is not read for so long after its own.
+FLOOD, DEAF_S = 32, 0.5
 # A body up to this size is joined to its head, which is cheaper than a second buffer to write.
 JOINED_BYTES = 64 * 1024
 NEVER = float("inf")
@@ -108,6 +111,13 @@ class Connections:
     connecting: int = 0
     # The next answer of each connection is its last.
     ending: bool = False
+    # Told 503 since the last tick.
+    refused: int = 0
+
+    def refuses_flood(self) -> bool:
+        """One more was told 503. Whether there are too many of them."""
+        self.refused += 1
+        return self.refused > FLOOD and not self.ending
 
     def count(self) -> None:
         """Their number has changed."""
@@ -129,6 +139,7 @@ class Connections:
         """Once a second or so: the time of day, and an end to what is overdue. Cheaper than timers for each request."""
         self.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
         self.now = time.monotonic()
+        self.refused = 0
         for connection in [connection for connection in self.open if connection.is_overdue()]:
             connection.overdue()
 
@@ -304,7 +315,7 @@ class Connection(asyncio.Protocol):
             self._ending = True
         return self.is_last(exchange)
 
-    def answered(self, exchange: "Exchange | DirectExchange") -> None:
+    def answered(self, exchange: "Exchange | DirectExchange", status: int) -> None:
         """The whole answer is written."""
         ends = self.is_last(exchange)
         self._current = self._task = None
@@ -316,6 +327,9 @@ class Connection(asyncio.Protocol):
             self._linger()
         elif self._waiting:
             self._begin(self._waiting.popleft())
+        elif status == HTTPStatus.SERVICE_UNAVAILABLE and self.shared.refuses_flood():
+            self.pause_reading()
+            self._loop.call_later(DEAF_S, self.resume_reading)
         else:
             self.resume_reading()
         self._since = self.shared.now
@@ -323,6 +337,7 @@ class Connection(asyncio.Protocol):
     def may_ask_once_more(self) -> None:
         """The server ends."""
         if not (self._current or self._in_head or self._lingering):
+            self.resume_reading()
             self._since = self.shared.now
 
     def is_overdue(self) -> bool:
@@ -539,7 +554,7 @@ class Exchange:
             await self._connection.drain()
         if not more:
             self._finished = True
-            self._connection.answered(self)
+            self._connection.answered(self, self._start["status"] if self._start else 0)
 
     async def respond(self, status: int, lines: bytes, body: bytes) -> None:
         """The whole answer at once. `lines` are header lines, each ended, free of what would break them."""
@@ -552,7 +567,7 @@ class Exchange:
         if connection._drained:
             await connection.drain()
         self._finished = True
-        connection.answered(self)
+        connection.answered(self, status)
 
     def remember(self, direct: Direct) -> None:
         """Let `direct` answer what comes under this head from now on. A direct answer is framed in one way only."""
@@ -642,9 +657,9 @@ class DirectExchange:
         connection.transport.write(b"".join((STATUS_LINES[status], connection.shared.date, lines, end, body)))
         if connection._drained:
             # As long as the client does not read, nothing more is taken from it.
-            connection._drained.add_done_callback(lambda drained: connection.answered(self))
+            connection._drained.add_done_callback(lambda drained: connection.answered(self, status))
         else:
-            connection.answered(self)
+            connection.answered(self, status)
 
 
 def _problem(status: HTTPStatus) -> tuple[bytes, bytes]:

@@ -995,6 +995,27 @@ async def test_who_cannot_take_an_answer_costs_others_nothing(on_loop: bool, cap
 
 
 @simulated
+async def test_what_would_be_late_is_refused_at_the_door() -> None:
+    """By the pace of the batches before; whoever has the time is taken, and so is whoever finds nobody waiting."""
+    model = Device().model(image_s=0.01)
+    await model.submit(0)
+    model.batcher.enqueue(images(1), Listener(), deadline=now() + 0.001)
+    assert model.batcher.queued == 1
+    for number in range(10):
+        model.batcher.enqueue(images(number), Listener())
+    with pytest.raises(Overloaded) as refused:
+        model.batcher.enqueue(images(1), Listener(), deadline=now() + 0.05)
+    assert dict(refused.value.headers)[b"retry-after"] == b"1"
+    with pytest.raises(Overloaded):
+        model.batcher.check_pace(0.05)
+    model.batcher.check_pace(0.5)
+    patient = Listener()
+    model.batcher.enqueue(images(7), patient, deadline=now() + 0.5)
+    await asyncio.sleep(1)
+    assert patient.told == [[7]]
+
+
+@simulated
 async def test_who_leaves_the_queue_is_told_nothing() -> None:
     """Nor is what it sent inferred."""
     model = Device().model()

@@ -63,6 +63,8 @@ class Application:
                 return await respond(send, 200, b"", (b"x-evil", b"a\r\nset-cookie: b"))
             case "/large":
                 return await respond(send, 200, b"x" * int(scope["query_string"]))
+            case "/busy":
+                return await respond(send, 503, b"busy")
             case "/none":
                 return await respond(send, 204, b"")
             case "/direct":
@@ -408,6 +410,32 @@ def test_a_failing_application_gives_500_and_half_an_answer_no_whole_one(served:
         client.sendall(GET % b"/fine")
         assert read_answer(client)[0] == 200
     assert exchange(served, GET % b"/half").endswith(b"12345")
+
+
+class Still(Served):
+    """Looks at its connections once and never again."""
+
+    def _tick(self) -> None:
+        self.connections.tick()
+
+
+def test_a_flood_that_is_refused_is_not_listened_to_for_a_while() -> None:
+    """Who asks again at once after one 503 of many is answered, later; nobody else waits, nor anybody before."""
+    server = Still(Deadlines())
+    with server.connect() as flooding, server.connect() as other:
+        before = time.monotonic()
+        for _ in range(protocol.FLOOD + 1):
+            flooding.sendall(GET % b"/busy")
+            assert read_answer(flooding)[0] == 503
+        flood = time.monotonic()
+        other.sendall(GET % b"/fine")
+        assert read_answer(other)[0] == 200
+        undisturbed = time.monotonic()
+        flooding.sendall(GET % b"/fine")
+        assert read_answer(flooding)[0] == 200
+        assert time.monotonic() - flood >= protocol.DEAF_S
+        assert undisturbed - before < protocol.DEAF_S
+    server.close()
 
 
 def test_upgrades_are_declined_by_answering(served: Served) -> None:
