@@ -44,9 +44,9 @@ STUCK_WRITE_S = 30.0
 # Once the server ends, no client is waited for longer, and one that asks nothing has so long to ask a last time: what
 # it sends while its connection is being closed would be lost.
 ENDING_PATIENCE_S, LAST_WORD_S = 10.0, 1.0
-# Many who are told 503 and ask again at once, rather than when they were told to, would leave no time to answer anybody.
-# With more refusals than FLOOD from one tick to the next, a connection is not read for so long after its own.
-FLOOD, DEAF_S = 32, 0.5
+# Many who are told 503 and ask again at once, rather than when they were told to, would leave no time to answer
+# anybody. With more refusals than FLOOD from one tick to the next, the others are held back for so long.
+FLOOD, HELD_S = 32, 0.5
 # A body up to this size is joined to its head, which is cheaper than a second buffer to write.
 JOINED_BYTES = 64 * 1024
 NEVER = float("inf")
@@ -114,8 +114,10 @@ class Connections:
     # Told 503 since the last tick.
     refused: int = 0
 
-    def refuses_flood(self) -> bool:
-        """One more was told 503. Whether there are too many of them."""
+    def holds_back(self, status: int) -> bool:
+        """Whether an answer of this status is one refusal too many to be sent at once."""
+        if status != HTTPStatus.SERVICE_UNAVAILABLE:
+            return False
         self.refused += 1
         return self.refused > FLOOD and not self.ending
 
@@ -315,7 +317,7 @@ class Connection(asyncio.Protocol):
             self._ending = True
         return self.is_last(exchange)
 
-    def answered(self, exchange: "Exchange | DirectExchange", status: int) -> None:
+    def answered(self, exchange: "Exchange | DirectExchange") -> None:
         """The whole answer is written."""
         ends = self.is_last(exchange)
         self._current = self._task = None
@@ -327,9 +329,6 @@ class Connection(asyncio.Protocol):
             self._linger()
         elif self._waiting:
             self._begin(self._waiting.popleft())
-        elif status == HTTPStatus.SERVICE_UNAVAILABLE and self.shared.refuses_flood():
-            self.pause_reading()
-            self._loop.call_later(DEAF_S, self.resume_reading)
         else:
             self.resume_reading()
         self._since = self.shared.now
@@ -337,7 +336,6 @@ class Connection(asyncio.Protocol):
     def may_ask_once_more(self) -> None:
         """The server ends."""
         if not (self._current or self._in_head or self._lingering):
-            self.resume_reading()
             self._since = self.shared.now
 
     def is_overdue(self) -> bool:
@@ -554,10 +552,12 @@ class Exchange:
             await self._connection.drain()
         if not more:
             self._finished = True
-            self._connection.answered(self, self._start["status"] if self._start else 0)
+            self._connection.answered(self)
 
     async def respond(self, status: int, lines: bytes, body: bytes) -> None:
         """The whole answer at once. `lines` are header lines, each ended, free of what would break them."""
+        if self._connection.shared.holds_back(status):
+            await asyncio.sleep(HELD_S)
         if self._gone or self._finished:
             return
         self._begun = True
@@ -567,7 +567,7 @@ class Exchange:
         if connection._drained:
             await connection.drain()
         self._finished = True
-        connection.answered(self, status)
+        connection.answered(self)
 
     def remember(self, direct: Direct) -> None:
         """Let `direct` answer what comes under this head from now on. A direct answer is framed in one way only."""
@@ -651,15 +651,25 @@ class DirectExchange:
 
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
         """The whole answer, to a client that has not left. `lines` are as for `Exchange.respond`."""
-        connection = self._connection
         self.left = None
+        connection = self._connection
+        if connection.shared.holds_back(status):
+            connection._loop.call_later(HELD_S, self._write, status, lines, body)
+        else:
+            self._write(status, lines, body)
+
+    def _write(self, status: int, lines: bytes, body: bytes) -> None:
+        connection = self._connection
+        if connection.transport.is_closing():
+            # It has left while it was held back.
+            return
         end = b"connection: close\r\n\r\n" if connection.announces_end(self) else b"\r\n"
         connection.transport.write(b"".join((STATUS_LINES[status], connection.shared.date, lines, end, body)))
         if connection._drained:
             # As long as the client does not read, nothing more is taken from it.
-            connection._drained.add_done_callback(lambda drained: connection.answered(self, status))
+            connection._drained.add_done_callback(lambda drained: connection.answered(self))
         else:
-            connection.answered(self, status)
+            connection.answered(self)
 
 
 def _problem(status: HTTPStatus) -> tuple[bytes, bytes]:

@@ -1,5 +1,6 @@
 """More than a worker can do: who is late is told in time, who waits for one answer gets in, and all are told when."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,16 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.abuse.overload import (
+    DEADLINES_MS,
+    SATURATING,
+    TIMES,
+    Outcome,
+    beside_slow_clients,
+    crowd,
+    probe,
+    requests,
+)
 from tests.conftest import Server, fixtures, serving
 from tests.test_service import problem
 
@@ -77,3 +88,70 @@ def test_a_timeout_is_kept(busy: Server, headers: dict[str, str]) -> None:
                 assert int(answer.headers["retry-after"]) >= 1
     assert statuses <= {200, 503}
     assert 503 in statuses
+
+
+@pytest.fixture(scope="module")
+def quick_to_cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With deadlines that a test can wait for."""
+    settings = {"TRUEODDS_HEADER_TIMEOUT_S": "4", "TRUEODDS_BODY_TIMEOUT_S": "6"}
+    with serving(tmp_path_factory.mktemp("cutting"), settings) as running:
+        yield running
+
+
+def address(server: Server) -> tuple[str, int]:
+    return "127.0.0.1", int(server.url.rpartition(":")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cifar10", "digits"])
+def test_ten_times_the_load_costs_no_answers(server: Server, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nearly as many are answered in time as at the peak; the rest is refused as promised. The best of three tries.
+
+    85 %, for a machine that has other work to do; `python -m tests.abuse.overload` measures it.
+    """
+    posts, ratios, p99s = requests(model, DEADLINES_MS[model]), [0.0], []
+    while max(ratios) < 0.95 and len(ratios) <= 3:
+        peak = asyncio.run(crowd(address(server), server.process.pid, posts, SATURATING, 2))
+        flood = asyncio.run(crowd(address(server), server.process.pid, posts, SATURATING * TIMES, 2))
+        assert not peak.faults + flood.faults
+        ratios.append(flood.goodput / peak.goodput)
+        p99s.append(flood.p99_ms)
+    with capsys.disabled():
+        print(f"\n  {model}: {max(ratios):.1%} of the peak; p99 of what is served {min(p99s):.0f} ms")
+    assert max(ratios) >= 0.85
+    # A batch that has begun by then is not stopped.
+    assert min(p99s) <= DEADLINES_MS[model] + 250
+
+
+@pytest.mark.slow
+def test_one_models_flood_leaves_the_other_its_share(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lone digits beside 640 clients of cifar10: none is refused, and none waits as long as they."""
+
+    async def both() -> tuple[Outcome, Outcome]:
+        beside, posts = Outcome(), requests("cifar10", DEADLINES_MS["cifar10"])
+        flood = asyncio.create_task(crowd(address(server), server.process.pid, posts, SATURATING * TIMES, 4))
+        await asyncio.sleep(2)
+        await probe(address(server), "digits", 3, beside)
+        return await flood, beside
+
+    flood, beside = asyncio.run(both())
+    with capsys.disabled():
+        print(f"\n  beside {flood.told()}\n  digits: {dict(beside.statuses)}, p99 {beside.p99_ms:.0f} ms")
+    assert set(beside.statuses) == {200}
+    assert beside.p99_ms < flood.p99_ms / 2
+
+
+@pytest.mark.slow
+def test_slow_clients_touch_nobody_else(quick_to_cut: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """1,000 slow uploads and 1,000 heads that dribble at once: others wait as in quiet, and all are cut in time."""
+    for _ in range(3):
+        quiet, beset, uploads, heads = asyncio.run(beside_slow_clients(address(quick_to_cut), 1000, 3))
+        assert set(uploads.statuses) == set(heads.statuses) == {408}
+        assert max(uploads.seconds) <= 6 + 2
+        assert max(heads.seconds) <= 4 + 2
+        assert set(beset.statuses) == {200}
+        with capsys.disabled():
+            print(f"\n  p99 {quiet.p99_ms:.1f} ms in quiet, {beset.p99_ms:.1f} ms beside them")
+        if beset.p99_ms < 2 * quiet.p99_ms:
+            return
+    pytest.fail("three times, others waited for twice as long as in quiet")
