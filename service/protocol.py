@@ -59,6 +59,8 @@ RESPOND = "trueodds.respond"
 # the same head from now on, the length of its body aside.
 REMEMBER = "trueodds.remember"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+# llhttp takes 0.9 and 2.0 too, which are other protocols.
+VERSIONS = ("1.0", "1.1")
 TARGET = re.compile(rb"[!-~]+")
 # What says how a message is framed is for this module alone to say.
 FRAMING = (b"connection", b"transfer-encoding", b"keep-alive")
@@ -255,7 +257,7 @@ class Connection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if self._told_bytes > self.shared.max_head_bytes:
             raise _OversizedHead
-        if self._hosts > 1 or (version == "1.1" and not self._hosts):
+        if version not in VERSIONS or self._hosts > 1 or (version == "1.1" and not self._hosts):
             raise _NotHttp
         raw_path, _, query = self._target().partition(b"?")
         path = raw_path.decode()
