@@ -179,15 +179,17 @@ async def beside_slow_clients(
 
 async def measure(address: Address, pid: int, seconds: float, rounds: int, slow: int) -> None:
     for model, timeout_ms in DEADLINES_MS.items():
-        posts, ratios = requests(model, timeout_ms), []
+        posts, ratios, costs = requests(model, timeout_ms), [], []
         for _ in range(rounds):
             peak = await crowd(address, pid, posts, SATURATING, seconds)
             flood = await crowd(address, pid, posts, SATURATING * TIMES, seconds)
             ratios.append(flood.goodput / peak.goodput)
+            costs.append(peak.cpu_ms / flood.cpu_ms)
             for clients, outcome in ((SATURATING, peak), (SATURATING * TIMES, flood)):
                 print(f"{model} {clients:5} clients: {outcome.told()}")
             print(f"  goodput {ratios[-1]:.1%}, faults {len(peak.faults) + len(flood.faults)}", flush=True)
-        print(f"{model}: {statistics.median(ratios):.1%} of the peak, median of {rounds}", flush=True)
+        each, cpu = statistics.median(ratios), statistics.median(costs)
+        print(f"{model}: {each:.1%} of the peak, {cpu:.1%} for the same CPU time; medians of {rounds}", flush=True)
     quiet, beset, uploads, heads = await beside_slow_clients(address, slow, 8.0)
     print(f"p99 {quiet.p99_ms:.1f} ms in quiet, {beset.p99_ms:.1f} ms beside {slow} slow uploads and {slow} slow heads")
     print(f"uploads cut within {max(uploads.seconds):.1f} s {dict(uploads.statuses)}")
