@@ -19,21 +19,21 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import MARKER, JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from service import bmp, png
 from service.alpha import over
 from service.digits import digit_pixels
 from service.errors import ImageTooLarge, Problem, UndecodableImage, UnsupportedImage
-from service.raster import Picture, Raster, image_of
+from service.raster import END_MARKS, Picture, Raster, image_of
 
 Pixels = npt.NDArray[np.uint8]
 
-# Chunks, segments and blocks that a picture may have: walking through millions of them takes seconds.
+# Segments and blocks that a picture may have: walking through millions of them takes seconds.
 MAX_BLOCKS = 20_000
 # The most pixels that a byte of a file can hold, of each format: a smaller file is refused before its canvas is made.
 # JPEG: a grey block of 8 × 8 takes a bit. PNG: eight pixels a byte, each byte deflated to no less than 1/1032. GIF: a
@@ -49,20 +49,15 @@ JPEG_MARKER = re.compile(rb"[^\xff]{0,1024}\xff[\xff\0]{0,64}([\x01-\xfe])")
 JPEG_SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 JPEG_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 MORE_SCAN = bytes(range(1, 255)) * 2
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# The chunks of a PNG that make its picture. Pillow would inflate comments and colour profiles, which may be bombs.
-PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
-PNG_CHUNK = struct.Struct(">I4s")
 # A plain PNG up to its pixels: the start; width, height, form and checksum; length and kind of the chunk of pixels.
 PLAIN_PNG = struct.Struct(">16sII5sII4s")
-PLAIN_PNG_START = PNG_SIGNATURE + b"\0\0\0\rIHDR"
+PLAIN_PNG_START = png.SIGNATURE + b"\0\0\0\rIHDR"
 PLAIN_PNG_END = b"\0\0\0\0IEND"
 # So much Pillow's reader hands to its decoder at once; up to there both ways are one call with the same bytes.
 MAX_PLAIN_PNG_BYTES = 65_536
 # By what the header says after the size: the mode and the channels.
 PLAIN_PNG_FORMS = {b"\x08\0\0\0\0": ("L", 1), b"\x08\2\0\0\0": ("RGB", 3), b"\x08\6\0\0\0": ("RGBA", 4)}
 GIF_FRAME, GIF_EXTENSION, GIF_CONTROL, GIF_END = b",!\xf9;"
-BMP_RUN_LENGTH_CODES = (1, 2)
 # Run lengths are decoded in Python, some seconds for a picture of the size that is accepted otherwise.
 MAX_RUN_LENGTH_PIXELS = 1_000_000
 
@@ -146,6 +141,8 @@ def decode(header: Header) -> Picture:
     """
     try:
         return header.picture()
+    except Problem:
+        raise
     except Exception as error:  # As above, for the pixels.
         raise UndecodableImage("The image is damaged or truncated: its pixels cannot be read.") from error
 
@@ -256,35 +253,47 @@ def _with_more(data: bytes, position: int) -> bytes:
 def _png(data: bytes, max_pixels: int) -> Header:
     plain = _plain_png(data)
     if plain is None:
-        stripped = _stripped_png(data)
-        plain = _plain_png(stripped) or _any_png(stripped)
+        essential = png.essential(data)
+        plain = _plain_png(essential) or _any_png(essential)
     return plain
 
 
-def _stripped_png(data: bytes) -> bytes:
-    """The chunks that make the picture; whole only with the last of them, though Pillow would do without."""
-    kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    for _ in range(MAX_BLOCKS):
-        length, kind = PNG_CHUNK.unpack_from(data, position)
-        end = position + length + 12
-        if end > len(data):
-            raise UndecodableImage("The PNG is truncated.")
-        if kind in PNG_CHUNKS:
-            kept.append(data[position:end])
-        position = end
-        if kind == b"IEND":
-            return b"".join(kept)
-    raise UndecodableImage(f"The PNG has more than {MAX_BLOCKS:,} chunks.")
-
-
-def _any_png(stripped: bytes) -> Header:
-    image = PngImageFile(BytesIO(stripped))
+def _any_png(essential: bytes) -> Header:
+    image = PngImageFile(BytesIO(essential))
 
     def picture() -> Image.Image:
-        _check_density(image.size, stripped, PNG_DENSITY)
-        return _eight_bit(_upright(_loaded(image)))
+        _check_density(image.size, essential, PNG_DENSITY)
+        return _eight_bit(_upright(_complete(image, essential)))
 
     return Header(image.size, picture)
+
+
+def _complete(image: PngImageFile, essential: bytes) -> Image.Image:
+    """Raises UndecodableImage where the rows end early, which Pillow does not tell: it leaves the others black.
+
+    A picture that has the very mark where its pixels end is made once more, with the other.
+    """
+    if _loaded_beyond(image, 0):
+        return image
+    image = PngImageFile(BytesIO(essential))
+    if _loaded_beyond(image, 1):
+        return image
+    raise UndecodableImage("The PNG is truncated.")
+
+
+def _loaded_beyond(image: PngImageFile, which: int) -> bool:
+    """Whether the picture has another last pixel than the mark that was there before."""
+    width, height = image.size
+    place = (width - 1, height - 1)
+    if image.info.get("interlace"):
+        # The last pass has every other row, of a single row every other pixel.
+        place = (width - 1, 2 * (height // 2) - 1) if height > 1 else (max(0, 2 * (width // 2) - 1), 0)
+    memory = Image.new(image.mode, image.size, None).im
+    mark = END_MARKS[image.mode][which]
+    memory.putpixel(place, mark)
+    image.im = memory
+    image.load()
+    return bool(memory.getpixel(place) != mark)
 
 
 def _plain_png(data: bytes) -> Header | None:
@@ -298,17 +307,19 @@ def _plain_png(data: bytes) -> Header | None:
     mode, channels = PLAIN_PNG_FORMS.get(form, ("", 0))
     if not (mode and width and height and zlib.crc32(data[12:29]) == checksum):
         return None
+    if zlib.crc32(data[37 : end - 16]) != int.from_bytes(data[end - 16 : end - 12], "big"):
+        return None
     if max(length, height * (1 + width * channels)) > MAX_PLAIN_PNG_BYTES:
         return None
     return Header((width, height), lambda: _plain_picture(data[:end], mode, (width, height)))
 
 
-def _plain_picture(png: bytes, mode: str, size: tuple[int, int]) -> Picture:
+def _plain_picture(plain: bytes, mode: str, size: tuple[int, int]) -> Picture:
     try:
-        return Raster.of_png_stream(mode, size, png[PLAIN_PNG.size : -16])
+        return Raster.of_png_stream(mode, size, plain[PLAIN_PNG.size : -16])
     except ValueError:
         # Damaged or too short: Pillow's reader decides whether that may be overlooked.
-        return _any_png(png).picture()
+        return _any_png(plain).picture()
 
 
 def _gif(data: bytes, max_pixels: int) -> Header:
@@ -376,10 +387,10 @@ def _webp(data: bytes, max_pixels: int) -> Header:
 
 
 def _bmp(data: bytes, max_pixels: int) -> Header:
-    image = BmpImageFile(BytesIO(data))
-    if image.info["compression"] in BMP_RUN_LENGTH_CODES:
-        _check_size(image.size, min(max_pixels, MAX_RUN_LENGTH_PIXELS))
-    return _file(image)
+    header = bmp.bitmap(data)
+    if header.has_runs:
+        _check_size(header.size, min(max_pixels, MAX_RUN_LENGTH_PIXELS))
+    return Header(header.size, lambda: bmp.picture(header, data))
 
 
 def _tiff(data: bytes, max_pixels: int) -> Header:
@@ -441,13 +452,21 @@ def _orientation(exif: bytes) -> int:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey to white; of 16-bit colour it takes the high bytes.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return _of_sixteen_bit(image)
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         mode = "RGBA"
     else:
         mode = "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _of_sixteen_bit(image: Image.Image) -> Image.Image:
+    """Pillow would clip 16-bit grey to white; of 16-bit colour it takes the high bytes, and so does this."""
+    levels, clear = np.asarray(image), image.info.get("transparency")
+    grey = Image.fromarray((levels >> 8).astype(np.uint8))
+    if clear is None:
+        return grey
+    return Image.merge("RGBA", (grey, grey, grey, Image.fromarray(levels != clear).convert("L")))
 
 
 def _photo_pixels(picture: Picture, spec: InputSpec) -> Pixels:
@@ -473,7 +492,7 @@ def _photo_pixels(picture: Picture, spec: InputSpec) -> Pixels:
 # multi-picture JPEG is a JPEG like any other.
 FORMATS: dict[str, tuple[str, re.Pattern[bytes], Reader]] = {
     "jpeg": ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
-    "png": ("PNG", re.compile(re.escape(PNG_SIGNATURE)), _png),
+    "png": ("PNG", re.compile(re.escape(png.SIGNATURE)), _png),
     "gif": ("GIF", re.compile(rb"GIF8[79]a"), _gif),
     "webp": ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
     "bmp": ("BMP", re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL), _bmp),

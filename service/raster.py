@@ -13,6 +13,17 @@ from PIL import Image, _imaging
 
 Pixels = npt.NDArray[np.uint8]
 
+# Two colours of each mode that a PNG may decode to. What a decoder left alone, where it was marked, keeps the mark.
+END_MARKS: dict[str, tuple[Any, Any]] = {
+    "1": (0, 255),
+    "P": (93, 94),
+    "L": (93, 94),
+    "I;16": (93, 94),
+    "LA": ((93,) * 2, (94,) * 2),
+    "RGB": ((93,) * 3, (94,) * 3),
+    "RGBA": ((93,) * 4, (94,) * 4),
+}
+
 
 class Raster(NamedTuple):
     """Mode L, RGB or RGBA, (width, height), and the pixels row by row without gaps."""
@@ -30,13 +41,18 @@ class Raster(NamedTuple):
     @classmethod
     def of_png_stream(cls, mode: str, size: tuple[int, int], stream: bytes) -> Self:
         """From all that a PNG's chunks of pixels hold. Raises ValueError where it is damaged or too short."""
-        memory = _imaging.new(mode, size)
-        decoder = _imaging.zip_decoder(mode, mode, 0)
-        decoder.setimage(memory, (0, 0, *size))
-        consumed, error = decoder.decode(stream)
-        if consumed >= 0 or error:
-            raise ValueError("This is no stream of a PNG of this size.")
-        return cls(mode, size, _packed(memory, mode, size))
+        end = size[0] - 1, size[1] - 1
+        for mark in END_MARKS[mode]:
+            memory = _imaging.new(mode, size)
+            memory.putpixel(end, mark)
+            decoder = _imaging.zip_decoder(mode, mode, 0)
+            decoder.setimage(memory, (0, 0, *size))
+            consumed, error = decoder.decode(stream)
+            if consumed >= 0 or error:
+                break
+            if memory.getpixel(end) != mark:
+                return cls(mode, size, _packed(memory, mode, size))
+        raise ValueError("This is no stream of a PNG of this size.")
 
     def image(self) -> Image.Image:
         """Not to be drawn on: it shares these bytes where Pillow can."""
