@@ -18,12 +18,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, _webp
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import MARKER, JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from service import bmp, png
 from service.alpha import over
@@ -39,6 +38,8 @@ MAX_BLOCKS = 20_000
 # JPEG: a grey block of 8 × 8 takes a bit. PNG: eight pixels a byte, each byte deflated to no less than 1/1032. GIF: a
 # code of 12 bits stands for fewer than 4096 pixels.
 JPEG_DENSITY, PNG_DENSITY, GIF_DENSITY = 512, 8 * 1032, 4096
+# Each row takes time and memory however short it is: of 25 million, a second and 600 MB.
+MAX_SIDE = 1_000_000
 # A GIF whose first frame leaves some of its canvas bare needs that canvas once more, in colour.
 MAX_BARE_PIXELS = 4_000_000
 # Each scan of a progressive JPEG goes over the whole picture; encoders write ten.
@@ -181,6 +182,8 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise ImageTooLarge(f"The image has {width} × {height} pixels; at most {max_pixels:,} are accepted.")
+    if max(size) > MAX_SIDE:
+        raise ImageTooLarge(f"The image has {width} × {height} pixels; at most {MAX_SIDE:,} are accepted in a row.")
 
 
 def _check_density(size: tuple[int, int], data: bytes, density: int) -> None:
@@ -364,7 +367,7 @@ def _stripped_gif(data: bytes) -> tuple[bytes, int]:
     return b"".join((*kept, data[position:])), position
 
 
-def _webp(data: bytes, max_pixels: int) -> Header:
+def _webp_header(data: bytes, max_pixels: int) -> Header:
     """Its decoder allocates the canvas as soon as it is made, so the size is read here."""
     match data[12:16]:
         case b"VP8X":
@@ -377,13 +380,22 @@ def _webp(data: bytes, max_pixels: int) -> Header:
     size = width, height
     _check_size(size, max_pixels)
 
-    def picture() -> Image.Image:
-        image = WebPImageFile(BytesIO(data))
-        if image.size != size:
-            raise UndecodableImage("The WebP has two sizes.")
-        return _eight_bit(_upright(_loaded(image)))
+    return Header(size, lambda: _webp_frame(data, size))
 
-    return Header(size, picture)
+
+def _webp_frame(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """The first frame. Pillow's own reader would keep the decoder's two canvases and make two copies more."""
+    decoder = _webp.WebPAnimDecoder(data)
+    canvas, *_, mode = decoder.get_info()
+    if canvas != size:
+        raise UndecodableImage("The WebP has two sizes.")
+    exif, (pixels, _) = decoder.get_chunk("EXIF"), decoder.get_next()
+    del decoder
+    image = Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
+    if mode == "RGBX":
+        image = image.convert("RGB")
+    image.info["exif"] = exif or b""
+    return _upright(image)
 
 
 def _bmp(data: bytes, max_pixels: int) -> Header:
@@ -494,7 +506,7 @@ FORMATS: dict[str, tuple[str, re.Pattern[bytes], Reader]] = {
     "jpeg": ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
     "png": ("PNG", re.compile(re.escape(png.SIGNATURE)), _png),
     "gif": ("GIF", re.compile(rb"GIF8[79]a"), _gif),
-    "webp": ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    "webp": ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp_header),
     "bmp": ("BMP", re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL), _bmp),
     "tiff": ("TIFF", re.compile(rb"II\*\0|MM\0\*"), _tiff),
     "avif": ("AVIF", re.compile(rb"....ftypavi[fs]", re.DOTALL), _avif),
