@@ -52,6 +52,9 @@ def essential(data: bytes) -> bytes:
         _check_critical(chunk)
     if header.kind != b"IHDR" or len(header.content) != HEADER.size or any(chunk.kind == b"IHDR" for chunk in rest):
         raise UndecodableImage("A PNG starts with its header, and has one.")
+    *_, compression, filtering, interlacing = HEADER.unpack(header.content)
+    if compression or filtering or interlacing > 1:
+        raise UndecodableImage("The PNG is of a kind that is not known.")
     before = list(takewhile(lambda chunk: chunk.kind != b"IDAT", rest))
     # Pixels behind another chunk are no part of the picture.
     stream = takewhile(lambda chunk: chunk.kind == b"IDAT", rest[len(before) :])
