@@ -185,32 +185,46 @@ def _channel(words: npt.NDArray[np.unsignedinteger], mask: int) -> npt.NDArray[n
 
 
 def _run(header: Bitmap, data: bytes) -> Levels:
-    """Indexes of palette colours, 0 where the codes leave a gap or end early."""
+    """Indexes of palette colours, 0 where the codes leave a gap or end early. Raises UndecodableImage."""
     width, height = header.size
-    field, codes, is_of_4 = bytearray(width * height), data[header.pixels_at :], header.coding == RUNS_OF_4
-    row = column = at = 0
-    # Each code draws or starts a row; hostile ones do neither.
-    for _ in range((width + 1) * height + 1):
+    codes, is_of_4 = data[header.pixels_at :], header.coding == RUNS_OF_4
+    field = bytearray(width * height)
+    at, start, column, last = 0, 0, 0, width * (height - 1)
+    # Each code draws or goes on to a row; hostile ones do neither, or draw beyond the row.
+    for _ in range(width * height + 2 * height):
+        if start > last:
+            break
         if at + 2 > len(codes):
             raise UndecodableImage("The BMP is truncated.")
-        count, code = codes[at : at + 2]
+        count, code = codes[at], codes[at + 1]
         at += 2
-        if (count == 0 and code == END_OF_PICTURE) or row >= height:
-            return np.frombuffer(field, np.uint8).reshape(height, width)
-        if count == 0 and code == END_OF_ROW:
-            row, column = row + 1, 0
-        elif count == 0 and code == MOVE:
-            column, row, at = column + codes[at], row + codes[at + 1], at + 2
+        if count:
+            drawn = (NIBBLES[code] * 128)[:count] if is_of_4 else codes[at - 1 : at] * count
+        elif code == END_OF_ROW:
+            start, column = start + width, 0
+            continue
+        elif code == END_OF_PICTURE:
+            break
+        elif code == MOVE:
+            right, up = codes[at : at + 2].ljust(2, b"\0")
+            start, column, at = start + width * up, column + right, at + 2
+            continue
         else:
-            if count:
-                drawn = (NIBBLES[code] * (count + 1 >> 1))[:count] if is_of_4 else codes[at - 1 : at] * count
-            else:
-                # So many pixels as they are, to an even number of bytes.
-                size = code + 1 >> 1 if is_of_4 else code
-                drawn, at = codes[at : at + size], at + size + (size & 1)
-                if is_of_4:
-                    drawn = b"".join(NIBBLES[byte] for byte in drawn)[:code]
-            start, drawn = row * width + column, drawn[: max(0, width - column)]
-            field[start : start + len(drawn)] = drawn
-            column += count or code
-    raise UndecodableImage("The BMP has codes that draw nothing.")
+            # So many pixels as they are, to an even number of bytes.
+            drawn, count = _as_they_are(codes, at, code, is_of_4), code
+            at += ((code + 1 >> 1 if is_of_4 else code) + 1) & ~1
+        if column + count > width:
+            drawn = drawn[: max(0, width - column)]
+        field[start + column : start + column + len(drawn)] = drawn
+        column += count
+        if column > 2 * width + 255:
+            raise UndecodableImage("The BMP draws beyond its rows.")
+    else:
+        raise UndecodableImage("The BMP has codes that draw nothing.")
+    return np.frombuffer(field, np.uint8).reshape(height, width)
+
+
+def _as_they_are(codes: bytes, at: int, count: int, is_of_4: bool) -> bytes:
+    if not is_of_4:
+        return codes[at : at + count]
+    return b"".join([NIBBLES[byte] for byte in codes[at : at + (count + 1 >> 1)]])[:count]
