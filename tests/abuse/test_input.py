@@ -116,17 +116,40 @@ def test_eight_bombs_at_once_take_little(lone_worker: Server) -> None:
     assert lone_worker.post("digits", GOOD).status_code == 200
 
 
+def largest(file_format: str) -> bytes:
+    """As many pixels as are accepted, in the way that takes the most memory."""
+    file = BytesIO()
+    options = {"PNG": {}, "JPEG": {"progressive": True}, "WEBP": {"lossless": True, "method": 0}, "GIF": {}}
+    mode = {"PNG": "RGBA", "JPEG": "CMYK", "WEBP": "RGBA", "GIF": "L"}[file_format]
+    Image.new(mode, (5000, 5000), "white").save(file, file_format, **options[file_format])
+    return file.getvalue()
+
+
 @pytest.mark.slow
-def test_the_largest_pictures_are_decoded_one_at_a_time(lone_worker: Server) -> None:
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_the_largest_pictures_are_decoded_one_at_a_time(lone_worker: Server, file_format: str) -> None:
     """Eight at once of as many pixels as are accepted take no more memory than one and what it is made of."""
-    png = BytesIO()
-    Image.new("RGB", (5000, 5000), "white").save(png, "PNG")
-    assert lone_worker.post("digits", png.getvalue()).status_code == 200
+    body = largest(file_format)
+    assert lone_worker.post("digits", body).status_code == 200
     before = peak_bytes(lone_worker.pid)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: lone_worker.post("digits", png.getvalue()), range(8)))
+        answers = list(pool.map(lambda _: lone_worker.post("digits", body), range(8)))
     assert {answer.status_code for answer in answers} == {200}
     assert peak_bytes(lone_worker.pid) - before < 100 * 1024 * 1024
+
+
+@pytest.mark.slow
+def test_rows_that_end_early_are_answered_400(lone_worker: Server) -> None:
+    """Small and large, alone and in a form beside a good one."""
+    for side in (28, 2000):
+        rows = zlib.compress(bytes((side + 1) * (side - 1)))
+        head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        body = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+            for kind, content in ((b"IHDR", head), (b"IDAT", rows), (b"IEND", b""))
+        )
+        problem(lone_worker.post("digits", body), 400)
+    assert lone_worker.post("digits", GOOD).status_code == 200
 
 
 @pytest.mark.slow
