@@ -56,7 +56,7 @@ format: $(VENV)/dev ## format the code
 # atheris has no wheel for every Python, so it is installed for this only.
 fuzz: $(VENV)/dev ## look for images that the decoder stumbles over: RUNS (100000) of them
 	$(PIP_INSTALL) --no-deps atheris==$(ATHERIS)
-	$(BIN)/python -m tests.abuse.fuzz_images --runs $(RUNS)
+	$(BIN)/python -m tests.abuse.fuzz_images --runs $(RUNS) $(if $(CORPUS),--corpus $(CORPUS))
 
 soak: $(VENV)/dev ## good and bad traffic for MINUTES (60); writes memory, descriptors and latency to .cache/soak
 	$(BIN)/python -m tests.abuse.soak --minutes $(MINUTES) $(SOAK)

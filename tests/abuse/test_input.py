@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -65,9 +66,13 @@ def test_a_timeout_is_a_number_or_refused(server: Server, headers: dict[str, str
             assert client.post(url, content=body, headers={"x-request-timeout-ms": "9000"}).status_code == 200
 
 
+# Eight large pictures, one after another, may take longer than the usual wait where others use the cores as well.
+ALONE = {"TRUEODDS_WORKERS": "1", "TRUEODDS_MODELS": "digits", "TRUEODDS_MAX_WAIT_MS": "60000"}
+
+
 @pytest.fixture(scope="module")
 def lone_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("alone"), {"TRUEODDS_WORKERS": "1", "TRUEODDS_MODELS": "digits"}) as running:
+    with serving(tmp_path_factory.mktemp("alone"), ALONE) as running:
         yield running
 
 
@@ -118,10 +123,15 @@ def test_eight_bombs_at_once_take_little(lone_worker: Server) -> None:
 
 def largest(file_format: str) -> bytes:
     """As many pixels as are accepted, in the way that takes the most memory."""
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "PNG": ("RGBA", {}),
+        "JPEG": ("CMYK", {"progressive": True}),
+        "WEBP": ("RGBA", {"lossless": True, "method": 0}),
+        "GIF": ("L", {}),
+    }
+    mode, options = ways[file_format]
     file = BytesIO()
-    options = {"PNG": {}, "JPEG": {"progressive": True}, "WEBP": {"lossless": True, "method": 0}, "GIF": {}}
-    mode = {"PNG": "RGBA", "JPEG": "CMYK", "WEBP": "RGBA", "GIF": "L"}[file_format]
-    Image.new(mode, (5000, 5000), "white").save(file, file_format, **options[file_format])
+    Image.new(mode, (5000, 5000), "white").save(file, file_format, **options)
     return file.getvalue()
 
 
