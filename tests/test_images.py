@@ -182,6 +182,15 @@ def test_run_lengths_have_their_own_limit() -> None:
         read_header(bmp(1001, 1000, 8, 1, b""), 25_000_000)
 
 
+@pytest.mark.parametrize("size", [(1, 1_000_001), (1_000_001, 1)])
+def test_a_side_that_is_too_long(size: tuple[int, int]) -> None:
+    """Rows cost however short they are, so a side is limited, too; a million is still read."""
+    with pytest.raises(ImageTooLarge, match="at most 1,000,000 are accepted in a row"):
+        read_header(png(*size), 25_000_000)
+    longest = Image.new("L", (min(size[0], 1_000_000), min(size[1], 1_000_000)))
+    assert picture(encoded(longest, "PNG"), 25_000_000).size == longest.size
+
+
 def test_as_many_pixels_as_accepted() -> None:
     """The limit itself is accepted."""
     assert picture(png(28, 28), 28 * 28).size == (28, 28)
