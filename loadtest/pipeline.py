@@ -1,6 +1,7 @@
 """What a request costs beside HTTP: the service's own parts. The only place here that calls them by name."""
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -147,6 +148,7 @@ class _Exchange:
     def __init__(self) -> None:
         self.body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.left: Callable[[], None] | None = None
+        self.until = math.inf
 
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
         self.body.set_result(body)

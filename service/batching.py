@@ -217,13 +217,21 @@ class Queue(Generic[Answer]):
         self.forget(job)
         job.refuse(self._overloaded("No batch was free in time; retry later."))
 
-    def take(self, now: float) -> list[Part[Answer]]:
-        """The batch that goes next, oldest first within a priority. What is late is refused."""
+    def take(self, now: float, takes_s: float = 0.0) -> list[Part[Answer]]:
+        """The batch that goes next, oldest first within a priority. What is late is refused.
+
+        So is what will be, before the batch ends in `takes_s`, unless that is said of all that waits: what a batch
+        takes is learned from those that run.
+        """
         batch: list[Part[Answer]] = []
+        ends = now + takes_s
+        newest = [next(reversed(jobs)) for jobs in (self._interactive, self._bulk) if jobs]
+        if not any(job.deadline >= ends for job in newest):
+            ends = now
         reserved = self._reserved_for_bulk()
-        room = self._fill(batch, self._interactive, self._limits.max_batch_size - reserved, now)
-        room = self._fill(batch, self._bulk, room + reserved, now)
-        self._fill(batch, self._interactive, room, now)
+        room = self._fill(batch, self._interactive, self._limits.max_batch_size - reserved, ends)
+        room = self._fill(batch, self._bulk, room + reserved, ends)
+        self._fill(batch, self._interactive, room, ends)
         return batch
 
     def _reserved_for_bulk(self) -> int:
@@ -236,11 +244,11 @@ class Queue(Generic[Answer]):
         self._bulk_credit -= whole
         return whole
 
-    def _fill(self, batch: list[Part[Answer]], jobs: OrderedDict[Job[Answer], None], room: int, now: float) -> int:
-        """Move images from `jobs` to `batch`; returns the room that is left."""
+    def _fill(self, batch: list[Part[Answer]], jobs: OrderedDict[Job[Answer], None], room: int, ends: float) -> int:
+        """Move images from `jobs` to `batch`, which ends at that time; returns the room that is left."""
         while jobs and room:
             job = next(iter(jobs))
-            if job.is_over(now):
+            if job.is_over(ends):
                 self._refuse(job)
                 continue
             start = job.taken
@@ -366,13 +374,16 @@ class Batcher(Generic[Answer]):
     def take(self) -> list[Part[Answer]]:
         """The next batch; empty where nothing waits any more."""
         before = self._queue.images
-        batch = self._queue.take(self._clock())
+        batch = self._queue.take(self._clock(), self._expected_s(min(before, self._limits.max_batch_size)))
         self._turns.done(before - self._queue.images - size_of(batch))
         return batch
 
     def expected_s(self, batch: list[Part[Answer]]) -> float:
-        """How long this batch will probably take, in seconds."""
+        """How long this batch will probably take, in seconds; infinite where nothing is known yet."""
         return self._image_s * size_of(batch)
+
+    def _expected_s(self, images: int) -> float:
+        return self._image_s * images if math.isfinite(self._image_s) else 0.0
 
     def run(self, batch: list[Part[Answer]], alone: bool) -> "Ran[Answer]":
         """Run the backend once over the batch; again over its parts where that fails. In any thread."""

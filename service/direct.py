@@ -47,8 +47,8 @@ class DirectClassification:
             return False
         answer = _Answer(self, exchange, self._given_id or new_request_id())
         try:
+            deadline = exchange.until = self.batcher.after(self._timeout_s)
             self.batcher.check_pace(self._timeout_s)
-            deadline = self.batcher.after(self._timeout_s)
             pixels = self._classifier.pixels_at_once(body, self._input)
             if pixels is None:
                 return False

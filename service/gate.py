@@ -200,31 +200,25 @@ class DirectEntrance:
 class _Measured:
     """An exchange that leaves its meter when it is answered or left."""
 
-    __slots__ = ("_exchange", "_left", "_lines", "_meter")
+    __slots__ = ("_exchange", "_lines", "_meter", "left", "until")
 
     def __init__(self, exchange: DirectExchange, meter: Meter | SubjectMeter, lines: bytes) -> None:
         self._exchange = exchange
         self._meter = meter
         self._lines = lines
-        self._left: Callable[[], None] | None = None
+        self.left: Callable[[], None] | None = None
+        self.until = exchange.until
         exchange.left = self._leave
 
-    @property
-    def left(self) -> Callable[[], None] | None:
-        return self._left
-
-    @left.setter
-    def left(self, left: Callable[[], None] | None) -> None:
-        self._left = left
-
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
-        self._left = None
+        self.left = None
         self._meter.leave()
+        self._exchange.until = self.until
         self._exchange.answer(status, lines + self._lines, body)
 
     def _leave(self) -> None:
         self._meter.leave()
-        left, self._left = self._left, None
+        left, self.left = self.left, None
         if left:
             left()
 

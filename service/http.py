@@ -155,6 +155,7 @@ class Front:
         _check_method(request, "POST")
         classifier, timeout_s = self._ready(), request.timeout_s()
         deadline = model.batcher.after(timeout_s)
+        request.waits(deadline)
         binary = wanted(request.headers.get(b"accept", b""))
         question = Question(model, request.options(len(model.bundle.manifest.labels)), binary)
         upload = await request.upload(self._settings, model.bundle.manifest.input)

@@ -20,6 +20,8 @@ HEAD, CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")
 HEADER = struct.Struct(">IIBBBBB")
 GREY, COLOUR, PALETTE = 0, 2, 3
 CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+# Of what a decoder need not know.
+USED = (b"tRNS", b"eXIf")
 MAX_PALETTE_BYTES = 3 * 256
 # Of grey of few bits: what one step of it is of 255.
 STEPS = {2: 85, 4: 17}
@@ -63,8 +65,8 @@ def essential(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[Chunk]:
-    """Up to the end mark."""
-    view, position = memoryview(data), len(SIGNATURE)
+    """Up to the end mark; of what counts for nothing, only what comes first or interrupts the pixels."""
+    view, position, counts = memoryview(data), len(SIGNATURE), True
     for _ in range(MAX_CHUNKS):
         if position + HEAD.size > len(data):
             raise UndecodableImage("The PNG is truncated.")
@@ -72,10 +74,12 @@ def _chunks(data: bytes) -> Iterator[Chunk]:
         start, position = position, position + HEAD.size + length + CHECKSUM.size
         if position > len(data):
             raise UndecodableImage("The PNG is truncated.")
-        whole = view[start:position]
-        yield Chunk(kind, whole[HEAD.size : -CHECKSUM.size], whole)
-        if kind == b"IEND":
-            return
+        if counts or kind in USED or kind[0] < ord("a"):
+            whole = view[start:position]
+            yield Chunk(kind, whole[HEAD.size : -CHECKSUM.size], whole)
+            if kind == b"IEND":
+                return
+            counts = kind == b"IDAT"
     raise UndecodableImage(f"The PNG has more than {MAX_CHUNKS:,} chunks.")
 
 

@@ -45,7 +45,8 @@ STUCK_WRITE_S = 30.0
 # it sends while its connection is being closed would be lost.
 ENDING_PATIENCE_S, LAST_WORD_S = 10.0, 1.0
 # Many who are told 503 and ask again at once, rather than when they were told to, would leave no time to answer
-# anybody. With more refusals than FLOOD from one tick to the next, the others are held back for so long.
+# anybody. With more refusals than FLOOD from one tick to the next, the others are held back for so long, or until the
+# client waits no longer.
 FLOOD, HELD_S = 32, 0.5
 # A body up to this size is joined to its head, which is cheaper than a second buffer to write.
 JOINED_BYTES = 64 * 1024
@@ -58,6 +59,8 @@ RESPOND = "trueodds.respond"
 # The name of another: `scope["extensions"][REMEMBER](direct)` offers to answer by a plain call what comes whole under
 # the same head from now on, the length of its body aside.
 REMEMBER = "trueodds.remember"
+# And of a third: `scope["extensions"][WAIT](time)` tells until when, by time.perf_counter, the client waits.
+WAIT = "trueodds.wait"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 # llhttp takes 0.9 and 2.0 too, which are other protocols.
 VERSIONS = ("1.0", "1.1")
@@ -116,12 +119,12 @@ class Connections:
     # Told 503 since the last tick.
     refused: int = 0
 
-    def holds_back(self, status: int) -> bool:
-        """Whether an answer of this status is one refusal too many to be sent at once."""
-        if status != HTTPStatus.SERVICE_UNAVAILABLE:
-            return False
+    def holds_back_s(self, status: int, until: float) -> float:
+        """For how long to hold back an answer of this status to a client that waits until then, by perf_counter."""
+        if status != HTTPStatus.SERVICE_UNAVAILABLE or self.ending:
+            return 0.0
         self.refused += 1
-        return self.refused > FLOOD and not self.ending
+        return max(0.0, min(HELD_S, until - time.perf_counter())) if self.refused > FLOOD else 0.0
 
     def count(self) -> None:
         """Their number has changed."""
@@ -272,7 +275,7 @@ class Connection(asyncio.Protocol):
             "state": self.shared.state.copy(),
         }
         self._arriving = arriving = Exchange(self, scope, self._parser.should_keep_alive())
-        scope["extensions"] = {RESPOND: arriving.respond, REMEMBER: arriving.remember}
+        scope["extensions"] = {RESPOND: arriving.respond, REMEMBER: arriving.remember, WAIT: arriving.waits}
         if self._current is None:
             self._since = self.shared.now
             self._begin(arriving)
@@ -475,6 +478,7 @@ class Exchange:
         self._ahead_bytes = 0
         self._consumed = False
         self._gone = False
+        self._until = NEVER
         self._overdue = False
         self._news: asyncio.Future[None] | None = None
         self._start: Message | None = None
@@ -558,8 +562,8 @@ class Exchange:
 
     async def respond(self, status: int, lines: bytes, body: bytes) -> None:
         """The whole answer at once. `lines` are header lines, each ended, free of what would break them."""
-        if self._connection.shared.holds_back(status):
-            await asyncio.sleep(HELD_S)
+        if held_s := self._connection.shared.holds_back_s(status, self._until):
+            await asyncio.sleep(held_s)
         if self._gone or self._finished:
             return
         self._begun = True
@@ -570,6 +574,10 @@ class Exchange:
             await connection.drain()
         self._finished = True
         connection.answered(self)
+
+    def waits(self, until: float) -> None:
+        """The client waits until then, by time.perf_counter."""
+        self._until = until
 
     def remember(self, direct: Direct) -> None:
         """Let `direct` answer what comes under this head from now on. A direct answer is framed in one way only."""
@@ -636,7 +644,7 @@ class Exchange:
 class DirectExchange:
     """One request that came whole, and its answer in one piece. HTTP/1.1, not HEAD, and the connection may be kept."""
 
-    __slots__ = ("_connection", "left")
+    __slots__ = ("_connection", "left", "until")
 
     keep_alive = whole = True
 
@@ -644,6 +652,8 @@ class DirectExchange:
         self._connection = connection
         # Called if the client goes before it is answered.
         self.left: Callable[[], None] | None = None
+        # The client waits until then, by time.perf_counter.
+        self.until = NEVER
 
     def leave(self) -> None:
         """The client has gone."""
@@ -655,8 +665,8 @@ class DirectExchange:
         """The whole answer, to a client that has not left. `lines` are as for `Exchange.respond`."""
         self.left = None
         connection = self._connection
-        if connection.shared.holds_back(status):
-            connection._loop.call_later(HELD_S, self._write, status, lines, body)
+        if held_s := connection.shared.holds_back_s(status, self.until):
+            connection._loop.call_later(held_s, self._write, status, lines, body)
         else:
             self._write(status, lines, body)
 

@@ -12,7 +12,7 @@ from service.answers import Options
 from service.errors import BadParameter, BodyTimeout, BodyTooLarge, MalformedRequest, UnsupportedMediaType
 from service.ids import new_request_id
 from service.images import InputSpec, Pixels
-from service.protocol import REMEMBER, RESPOND, Direct, Receive, Scope
+from service.protocol import REMEMBER, RESPOND, WAIT, Direct, Receive, Scope
 from service.responses import Respond
 from service.settings import Settings
 
@@ -48,6 +48,7 @@ class Request:
         extensions = scope.get("extensions", {})
         self.respond: Respond | None = extensions.get(RESPOND)
         self.remember: Callable[[Direct], None] | None = extensions.get(REMEMBER)
+        self._wait: Callable[[float], None] | None = extensions.get(WAIT)
         self._receive = receive
         given = self.headers.get(b"x-request-id")
         # The client's own, if it is sane.
@@ -102,6 +103,11 @@ class Request:
         if not TIMEOUT_MS.fullmatch(given):
             raise MalformedRequest(f"{TIMEOUT.decode()} is a whole number of milliseconds, at least 1.")
         return int(given) / 1000
+
+    def waits(self, until: float) -> None:
+        """The client waits until then, by time.perf_counter, and need not be told anything later."""
+        if self._wait:
+            self._wait(until)
 
     async def body(self, settings: Settings) -> bytes:
         """The whole body. Raises what `_next` raises."""

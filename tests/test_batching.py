@@ -457,8 +457,9 @@ class Simulation:
             case TimeoutError():
                 assert each.ended == pytest.approx(visit.at + visit.stays_s)
             case Overloaded():
-                # Either at the door, or when it was late.
-                assert each.ended > deadline or (not starts and each.ended == pytest.approx(visit.at))
+                # At the door, when it was late, or when a full batch would have ended too late.
+                would_end = each.ended + self.model.network.image_s * self.limits.max_batch_size
+                assert would_end > deadline or (not starts and each.ended == pytest.approx(visit.at))
             case _:
                 pytest.fail(f"unexpected {each.result!r}")
 
@@ -596,6 +597,21 @@ async def test_arrivals_gather_while_the_backend_is_busy() -> None:
     assert model.batcher.queued == 3
     assert await all_of(*tasks) == [[1], [2], [3], [4]]
     assert model.network.batches == [[1], [2, 3, 4]]
+
+
+@simulated
+async def test_what_would_be_answered_late_gives_its_place_to_what_would_not() -> None:
+    """It is refused as its batch begins; unless nothing else waits, for what a batch takes is learned from batches."""
+    model = Device().model(image_s=1)
+    await model.submit(1)
+    second = model.submit(2)
+    await asyncio.sleep(0.5)
+    hurried, patient = model.submit(3, deadline=now() + 2), model.submit(4, deadline=now() + 4)
+    assert isinstance(await outcome(hurried), Overloaded)
+    assert now() == pytest.approx(2)
+    assert await all_of(second, patient) == [[2], [4]]
+    assert await model.submit(5, deadline=now() + 0.5) == [5]
+    assert model.network.batches == [[1], [2], [4], [5]]
 
 
 @simulated

@@ -64,6 +64,8 @@ class Application:
             case "/large":
                 return await respond(send, 200, b"x" * int(scope["query_string"]))
             case "/busy":
+                if scope["query_string"]:
+                    scope["extensions"][protocol.WAIT](time.perf_counter() + float(scope["query_string"]))
                 await scope["extensions"][protocol.RESPOND](503, b"content-length: 0\r\n", b"")
                 return None
             case "/none":
@@ -92,6 +94,8 @@ class Application:
         if body.startswith(b"never"):
             exchange.left = self.left.set
         elif body.startswith(b"busy"):
+            if body != b"busy":
+                exchange.until = time.perf_counter() + float(body[4:])
             exchange.answer(503, b"content-length: 0\r\n", b"")
         elif body.startswith(b"late"):
             asyncio.get_running_loop().call_later(0.2, answer)
@@ -448,6 +452,26 @@ def test_a_flood_is_refused_at_leisure(path: bytes) -> None:
         assert undisturbed - before < protocol.HELD_S
         flooding.sendall(GET % b"/fine")
         assert read_answer(flooding)[0] == 200
+    server.close()
+
+
+@pytest.mark.parametrize("path", [b"/busy?0.1", b"/direct"])
+def test_a_flood_is_refused_before_it_waits_no_longer(path: bytes) -> None:
+    """Nobody who has said how long an answer is of use is told later."""
+    server = Still(Deadlines())
+    body = b"busy0.1"
+    request = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (path, len(body), body)
+    with server.connect() as flooding:
+        if path == b"/direct":
+            flooding.sendall(request)
+            assert read_answer(flooding)[0] == 200
+        for _ in range(protocol.FLOOD):
+            flooding.sendall(request)
+            assert read_answer(flooding)[0] == 503
+        before = time.monotonic()
+        flooding.sendall(request)
+        assert read_answer(flooding)[0] == 503
+        assert 0.09 <= time.monotonic() - before < protocol.HELD_S
     server.close()
 
 
