@@ -30,6 +30,10 @@ Answer_co = TypeVar("Answer_co", covariant=True)
 BULK_SHARE = 0.25
 # How much of the last batch's time an image goes into what the next is expected to take.
 SMOOTHING = 0.2
+# No answer leaves while the event loop reads, so only batches this short run meanwhile; what others cost around the
+# model is little beside it. digits with 640 and 1,024 connections on two cores of an EPYC (Zen 4): 114 → 105 and
+# 118 → 103 µs of CPU a request, as with 64.
+SHORT_S = 0.005
 # What is late is refused so many seconds after its deadline, if no batch is taken before: in company, by one timer.
 GRACE_S = 0.005
 
@@ -273,6 +277,10 @@ class Turns(Protocol):
         """So many images wait no longer, and are in no batch."""
         ...
 
+    def run_full(self, batcher: "Batcher[Answer]") -> None:
+        """A full batch waits in this batcher's queue: it may run before this returns."""
+        ...
+
 
 class Batcher(Generic[Answer]):
     """Runs one model's `forward` over batches whenever `turns` gives it a turn."""
@@ -350,6 +358,16 @@ class Batcher(Generic[Answer]):
             self._set_alarm(job.deadline, now)
         self._turns.ask(self, len(pixels))
         return job
+
+    def run_full(self) -> None:
+        """Run a short batch now if one is full, rather than when the event loop has read whatever else has come.
+
+        With hundreds of connections that is so much that the first of it has left the processor's caches by then. Any
+        who waits may be answered before this returns.
+        """
+        most = self._limits.max_batch_size
+        if self._queue.images >= most and self._expected_s(most) <= SHORT_S:
+            self._turns.run_full(self)
 
     def _set_alarm(self, deadline: float, now: float) -> None:
         if self._alarm:

@@ -57,6 +57,7 @@ class DirectClassification:
             answer.set_exception(error)
         else:
             exchange.left = answer.leave
+            self.batcher.run_full()
         return True
 
 

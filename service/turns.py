@@ -65,6 +65,11 @@ class Turns:
         if images:
             self._board.add_images(-images)
 
+    def run_full(self, batcher: AnyBatcher) -> None:
+        """Give this batcher, in which a full batch waits, its turn now: if it is its turn, and runs on the loop."""
+        if self._seconds_on_loop and not self._busy and batcher is self._first():
+            self._run_next(batcher)
+
     def _schedule(self) -> None:
         if self._waiting and not self._busy and not self._scheduled:
             self._scheduled = True
@@ -72,20 +77,30 @@ class Turns:
 
     def _next(self) -> None:
         self._scheduled = False
-        batcher = min(self._waiting, key=lambda waiting: waiting.used_s)
+        if not self._waiting or self._busy:
+            # What waited then has had its turn by `run_full`.
+            return
+        batcher = self._first()
         if self._answered or (self._asked and batcher.queued < batcher.limits.max_batch_size):
             # Answers are sent before the next batch holds up the loop. And as long as each turn of the loop brings
             # something, it shares the batch.
             self._answered = self._asked = False
             self._schedule()
             return
+        self._run_next(batcher)
+        self._schedule()
+
+    def _first(self) -> AnyBatcher:
+        """Of those that wait, the one that has used the device least."""
+        return min(self._waiting, key=lambda waiting: waiting.used_s)
+
+    def _run_next(self, batcher: AnyBatcher) -> None:
         self._now_s = batcher.used_s
         batch = batcher.take()
         if not batcher.queued:
             self._waiting.discard(batcher)
         if batch:
             self._run(batcher, batch)
-        self._schedule()
 
     def _run(self, batcher: AnyBatcher, batch: Batch) -> None:
         alone = self._board.others_idle

@@ -76,6 +76,32 @@ async def test_busy_models_share_the_time_to_within_a_batch(
 
 
 @simulated
+async def test_a_short_batch_runs_when_it_is_full() -> None:
+    """At once, not when all else has been read; a long one does not, nor one of a model whose turn it is not."""
+    device = Device(on_loop=True)
+    short, long = (device.model(Limits(4, 1000, math.inf), image_s=seconds) for seconds in (0.001, 0.01))
+    for model in (short, long):
+        # What a batch takes is learned from the first.
+        await model.submit(1)
+    waiters = [asyncio.get_running_loop().create_future() for _ in range(9)]
+    for number, waiter in enumerate(waiters[:3]):
+        short.batcher.enqueue(images(number), waiter)
+        short.batcher.run_full()
+    assert not any(waiter.done() for waiter in waiters)
+    short.batcher.enqueue(images(3), waiters[3])
+    short.batcher.run_full()
+    assert [waiter.done() for waiter in waiters] == [True] * 4 + [False] * 5
+    for model, waiter in ((long, waiters[4]), *((short, waiter) for waiter in waiters[5:])):
+        model.batcher.used_s = 0.0 if model is long else 1.0
+        model.batcher.enqueue(images(4), waiter)
+        model.batcher.run_full()
+    assert not any(waiter.done() for waiter in waiters[4:])
+    await asyncio.gather(*waiters)
+    assert [len(batch) for batch in short.network.batches] == [1, 4, 4]
+    assert [len(batch) for batch in long.network.batches] == [1, 1]
+
+
+@simulated
 async def test_a_model_with_batches_ten_times_as_long_does_not_starve_another() -> None:
     """The fast model runs ten batches for each slow one and waits for no more than one of those."""
     device = Device()
