@@ -85,9 +85,14 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
 
 
 def _tune(found: bundle.Bundle) -> None:
-    # As the service runs it here by default; what else there is, python -m service.tuning measures.
-    settings = Settings(device="cpu")
-    backends = [tuning.loaded(backend.load, found, settings) for _, backend in FORMS.values()]
+    # As the service runs it here by default; what else there is, python -m service.tuning measures. Without its seal:
+    # nobody vouches yet for a bundle that was made this moment.
+    settings = Settings()
+    threads, wide_threads = settings.thread_count, tuning.wide_threads(settings)
+    backends = [
+        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads, winograd=settings.winograd)
+        for _, backend in FORMS.values()
+    ]
     print(tuning.table(tuning.tune(found, backends)))
 
 
