@@ -26,11 +26,11 @@ STABLE_S, PAUSE_S, LONGEST_PAUSE_S = 10.0, 1.0, 3.0
 LOOK_S, LOOKS = 1.0, 6
 # As service.board has it.
 UNBORN, STUCK = 0, (1 << 32) - 1
-# What clients are told while there is no worker and none is about to be started.
-NOBODY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 3\r\n"
-    b"content-length: 65\r\nconnection: close\r\n\r\n"
-    b'{"type":"about:blank","title":"Service Unavailable","status":503}'
+# What clients are told, under an id, while there is no worker and none is about to be started.
+NOBODY = b'{"type":"about:blank","title":"Service Unavailable","status":503,"request_id":"%b"}'
+NOBODY_HEAD = (
+    b"HTTP/1.1 503 Service Unavailable\r\nx-request-id: %b\r\nx-content-type-options: nosniff\r\nretry-after: 3\r\n"
+    b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
 )
 # A worker that was told to end is killed so long after it should have begun to.
 END_S = 26.0
@@ -142,7 +142,9 @@ class Supervisor:
                 client.settimeout(0.05)
                 with suppress(OSError):
                     client.recv(65536)
-                client.send(NOBODY)
+                request_id = os.urandom(16).hex().encode()
+                document = NOBODY % request_id
+                client.send(NOBODY_HEAD % (request_id, len(document)) + document)
 
     def _start_first(self) -> None:
         told, tell = os.pipe()

@@ -405,7 +405,9 @@ def test_readiness_tells_that_no_worker_starts(tmp_path: Path, capsys: pytest.Ca
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
         told = seconds_until(lambda: ready(server) == 503, 5)
-        assert httpx.get(f"http://127.0.0.1:{operators}/readyz", timeout=2).status_code == 503
+        answer = httpx.get(f"http://127.0.0.1:{operators}/readyz", timeout=2)
+        assert answer.status_code == answer.json()["status"] == 503
+        assert len(answer.json()["request_id"]) == len(answer.headers["x-request-id"]) == 32
         (tmp_path / "altered" / "flag").unlink()
         took = seconds_until(lambda: ready(server) == 200, 5)
         report(capsys, f"503 after {told:.1f} s, 200 again after {took:.1f} s")
