@@ -130,6 +130,7 @@ def any_outputs(draw: st.DrawFn, classes: int) -> Outputs:
     )
 
 
+@pytest.mark.slow
 @given(st.data(), LABEL_LISTS, st.one_of(st.none(), st.integers(1, 20)), st.booleans())
 @settings(deadline=None, max_examples=300)
 def test_an_answer_is_byte_for_byte_the_documents_json(

@@ -496,6 +496,7 @@ VISITS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     visits=VISITS,
     limits=st.builds(Limits, st.integers(1, 5), st.integers(1, 20), st.sampled_from([0.5, 2, 60])),
@@ -512,6 +513,7 @@ async def test_whatever_comes_and_leaves_is_answered_once_in_order_and_in_bounds
     simulation.check(await simulation.of(visits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [0.3, 0.9, 3.0])
 @simulated
 async def test_thousands_of_requests_below_at_and_above_capacity(load: float) -> None:

@@ -199,6 +199,7 @@ def test_wrks_complaints_are_passed_on() -> None:
         Load.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
 
 
+@pytest.mark.slow
 @needs_wrk
 def test_wrk_asks_for_what_a_body_says(tmp_path: Path) -> None:
     """By an Accept header, and by none where JSON will do."""
@@ -225,6 +226,7 @@ def test_wrk_asks_for_what_a_body_says(tmp_path: Path) -> None:
     assert (seen[0], seen[-1]) == (("image/png", None), ("image/png", "application/vnd.trueodds.predictions"))
 
 
+@pytest.mark.slow
 @needs_wrk
 @needs_proc
 def test_the_floor_answers_as_many_bytes_as_asked_for(tmp_path: Path) -> None:
@@ -330,6 +332,7 @@ def test_history_grows_by_whole_lines(tmp_path: Path) -> None:
     assert [child.name for child in path.parent.iterdir()] == ["bench.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_a_plot_is_written(figures: Figures, suffix: str, start: bytes, tmp_path: Path) -> None:
     """In the format its name asks for."""

@@ -60,6 +60,7 @@ def routes(application: Any) -> list[str]:
     return asyncio.run(asyncio.wait_for(asked(), 30))
 
 
+@pytest.mark.slow
 def test_what_bentomls_worker_serves_is_what_ours_returns() -> None:
     """to_asgi gives the worker's application, with BentoML's behind it, and BentoML makes its server by the worker."""
     worker = Recorder()

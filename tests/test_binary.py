@@ -30,6 +30,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return load(write_bundle(tmp_path, labels=["ant", "bee", "cat", "dog", "owl"]))
 
 
+@pytest.mark.slow
 @drawn(st.data(), st.integers(1, 12), st.booleans(), st.lists(st.booleans(), max_size=5))
 @settings(deadline=None, max_examples=150)
 def test_what_is_decoded_is_what_the_graph_answered(

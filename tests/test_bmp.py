@@ -223,6 +223,7 @@ def test_any_run_lengths(codes: bytes, size: tuple[int, int]) -> None:
             assert picture(file(size, bits, codes, coding, palette=colours(4, 2**bits))).size == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "codes",
     [

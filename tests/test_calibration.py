@@ -34,6 +34,7 @@ def calibrated_probabilities(n: int, classes: int, sharpness: float, rng: np.ran
     return softmax(rng.normal(size=(n, classes)) * sharpness)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior_sd", [0.5, np.inf])
 @pytest.mark.parametrize("temperature", [0.05, 0.25, 1, 1.7, 3, 8, 20])
 def test_temperature_is_recovered_from_draws(temperature: float, prior_sd: float) -> None:

@@ -127,6 +127,7 @@ def test_committed_bundles_reproduce_their_test_vectors(name: str) -> None:
         assert abs(sum(vector.probabilities) - 1) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS_SERVED)
 def test_both_committed_forms_agree_with_the_committed_weights(name: str) -> None:
     """TorchScript, ONNX Runtime and PyTorch give the same probabilities to 1e-5, at batch 1 and 64."""

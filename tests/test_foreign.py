@@ -65,6 +65,7 @@ def wrap_file(file: Path, path: Path, *options: str) -> int:
     return main([str(file), "--name", "guest", "--labels", LABELS, *numbers, "--into", str(path / "bundles"), *options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [13, 17, 18, 20])
 @pytest.mark.parametrize("softmax_axis", [None, -1, 1])
 def test_wrapped_model_answers_as_it_did(tmp_path: Path, softmax_axis: int | None, opset: int) -> None:

@@ -65,6 +65,7 @@ def with_key(guarded: Guarded, name: str, capsys: pytest.CaptureFixture[str], *m
     return key
 
 
+@pytest.mark.slow
 def test_nobody_gets_in_without_a_key(guarded: Guarded) -> None:
     """401, and what to show; unknown paths and BentoML's routes are no way around."""
     for method, path in (("POST", CLASSIFY), ("GET", "/v1/models"), ("GET", "/x"), ("POST", "/classify_pixels")):
@@ -83,6 +84,7 @@ def test_health_is_open(guarded: Guarded, path: str) -> None:
     assert guarded.ask("GET", path).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_is_closed_is_not_there(guarded: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     """For nobody, whatever the scope; and what needs a scope is for those who have it."""
     key = with_key(guarded, "admin", capsys, "--scopes", "admin")
@@ -95,6 +97,7 @@ def test_what_is_closed_is_not_there(guarded: Guarded, capsys: pytest.CaptureFix
     assert guarded.post(key).status_code == 403
 
 
+@pytest.mark.slow
 def test_a_key_opens_in_either_header_and_never_in_the_query(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_refusal_can_be_read_by_whoever_still_sends(guarded: Guarded) -> None:
         connection.sendall(bytes(length // 2))
 
 
+@pytest.mark.slow
 def test_a_revoked_key_is_refused_on_a_connection_that_knew_it(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_revoked_key_is_refused_on_a_connection_that_knew_it(
         assert client.post(CLASSIFY, content=IMAGE).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_revoked_key_is_refused_by_workers_that_nobody_asked_meanwhile(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +163,7 @@ def test_a_revoked_key_is_refused_by_workers_that_nobody_asked_meanwhile(
         client.close()
 
 
+@pytest.mark.slow
 def test_a_revoked_key_is_refused_by_busy_workers_within_a_second(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +183,7 @@ def test_a_revoked_key_is_refused_by_busy_workers_within_a_second(
         client.close()
 
 
+@pytest.mark.slow
 def test_keys_may_overlap_and_another_ones_end_changes_nothing(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +196,7 @@ def test_keys_may_overlap_and_another_ones_end_changes_nothing(
     assert [guarded.post(old).status_code, guarded.post(new).status_code] == [401, 200]
 
 
+@pytest.mark.slow
 def test_a_file_that_makes_no_sense_leaves_the_keys(guarded: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     """With a warning that quotes nothing of it."""
     key = with_key(guarded, "steady", capsys, "--scopes", "infer")
@@ -240,6 +248,7 @@ def test_a_rate_holds_for_all_workers_and_connections_together(
     assert refused.json()["type"] == "urn:trueodds:problem:too-many-requests"
 
 
+@pytest.mark.slow
 def test_bentomls_route_is_behind_the_gate(guarded: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     """With a key's scope and limits, as any other."""
     key = with_key(guarded, "bentoml", capsys, "--scopes", "infer", "--requests-per-second", "0.01", "--burst", "1")
@@ -252,6 +261,7 @@ def test_bentomls_route_is_behind_the_gate(guarded: Guarded, capsys: pytest.Capt
     assert responses[0].headers["ratelimit"] == '"rate";r=0;t=100'
 
 
+@pytest.mark.slow
 def test_requests_under_way_are_bounded(guarded: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     """One that is being sent counts; when it has gone its place is free."""
     key = with_key(guarded, "narrow", capsys, "--scopes", "infer", "--concurrent", "2")
@@ -272,6 +282,7 @@ def test_requests_under_way_are_bounded(guarded: Guarded, capsys: pytest.Capture
         assert [client.post(CLASSIFY, content=IMAGE).status_code for _ in range(9)] == [200] * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

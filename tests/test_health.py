@@ -17,6 +17,8 @@ from service.health import ADDRESS, FOLDERS
 from tests.conftest import ROOT, environment, free_port, stop
 from tests.test_tls import Authority
 
+pytestmark = pytest.mark.slow
+
 
 class Contained:
     """A service whose health is asked as in its container: with its environment, and nothing else known."""

@@ -355,6 +355,7 @@ def test_any_bytes(start: bytes, rest: bytes) -> None:
     give_pixels_or_refuse(start + rest)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(data=st.data(), seed=st.sampled_from(SEEDS))
 def test_any_damage(data: st.DataObject, seed: bytes) -> None:
@@ -730,6 +731,7 @@ def test_inverse_of_any_drawing(data: st.DataObject, paper: int, ink: int) -> No
     assert (to_pixels(ImageOps.invert(drawing), DIGIT) == to_pixels(drawing, DIGIT)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), paper=st.sampled_from([0, 255, 1, 254]))
 def test_ink_of_clean_drawings_is_that_of_any(data: st.DataObject, paper: int) -> None:

@@ -227,6 +227,7 @@ def test_the_locustfile_works_with_locusts_own_command() -> None:
     assert "digits: accuracy 1.0000" in run.stderr
 
 
+@pytest.mark.slow
 def test_without_a_server_the_remedy_is_told_and_the_exit_status_is_2(report: Path) -> None:
     """The port is taken but nobody listens on it."""
     with socket.socket() as taken:

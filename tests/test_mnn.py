@@ -86,6 +86,7 @@ def loaded(directory: Path, cache: Path | None = None) -> Backend:
     return backend
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 40), seed=st.integers(0, 99), strided=st.booleans())
 def test_it_answers_as_the_bundle_does(winograd: Backend, guest: Path, count: int, seed: int, strided: bool) -> None:
@@ -132,6 +133,7 @@ def test_small_batches_are_left_to_onnx_runtime(guest: Path) -> None:
     assert calls == [3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [13, 17, 18, 20])
 def test_networks_of_any_opset_are_run(tmp_path: Path, opset: int) -> None:
     """Reductions take their axes as an attribute or as an input."""
@@ -163,6 +165,7 @@ def test_a_verdict_is_reached_once(guest: Path, tmp_path: Path, monkeypatch: pyt
             assert_same(loaded(directory, tmp_path).forward(random_pixels(2)), reference(directory, random_pixels(2)))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from([mnn.GRAPH, mnn.VERDICT]), where=st.floats(0, 1, exclude_max=True), cut=st.booleans())
 def test_a_damaged_cache_is_made_again(
@@ -256,6 +259,7 @@ def answers_of(guest: Path, tmp_path: Path) -> dict[bool, Backend]:
     return backends
 
 
+@pytest.mark.slow
 def test_the_service_decides_by_measurement_and_setting(answers_of: dict[bool, Backend], guest: Path) -> None:
     """TRUEODDS_WINOGRAD=false leaves everything to ONNX Runtime; else the plan is what was measured."""
     on, off = answers_of[True], answers_of[False]

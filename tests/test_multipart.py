@@ -247,6 +247,7 @@ NEARLY_PLAIN = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.slow
 @given(NEARLY_PLAIN, st.integers(1, 3), st.integers(0, 200), st.booleans())
 @settings(deadline=None, max_examples=400)
 def test_a_form_means_the_same_whole_and_in_pieces(body: bytes, max_files: int, cut: int, closed: bool) -> None:

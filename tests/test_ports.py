@@ -18,6 +18,8 @@ import pytest
 from service.keys import LOOK_AFTER_S, main
 from tests.conftest import ROOT, Server, environment, fixtures, free_port, serving
 
+pytestmark = pytest.mark.slow
+
 IMAGE = fixtures("digits")[0][0]
 CLASSIFY = "/v1/models/digits/classify"
 HEALTH = ("/livez", "/healthz", "/readyz")

@@ -399,6 +399,7 @@ def test_an_answer_of_unknown_length_is_chunked(served: Served) -> None:
     assert received.endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
+@pytest.mark.slow
 def test_a_large_answer_waits_for_its_reader(served: Served) -> None:
     """All of it arrives, however slowly it is read."""
     with served.connect() as client:

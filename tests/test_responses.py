@@ -110,6 +110,7 @@ def test_another_tag_is_no_match(header: bytes) -> None:
 TAGS = st.text(st.characters(codec="latin-1", exclude_characters='"', min_codepoint=33, exclude_categories=["Cc"]))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["", "W/"]), TAGS), max_size=6), TAGS)
 @settings(deadline=None, max_examples=200)
 def test_a_list_matches_what_it_names(listed: list[tuple[str, str]], tag: str) -> None:

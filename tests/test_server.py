@@ -17,6 +17,8 @@ from service.board import Board
 from service.protocol import Deadlines, Receive, Scope, Send
 from service.server import Server
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 3
 # By how many connections a worker may be ahead of another.
 UNEVEN = 3

@@ -25,6 +25,8 @@ from service.metrics import COUNT_AFTER_S
 from service.settings import BUNDLES
 from tests.conftest import ROOT, Server, environment, fixtures, serving
 
+pytestmark = pytest.mark.slow
+
 MODELS = sorted(path.name for path in BUNDLES.iterdir())
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
@@ -349,7 +351,6 @@ def _descendants(pid: int) -> list[int]:
     return [pid] + [below for child in children for below in _descendants(int(child))]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_truncated_images_among_many_cost_no_other(server: Server, model: str) -> None:
     """64 concurrent clients, one in ten sending a truncated image: exactly those get 400; batches form."""
@@ -388,7 +389,6 @@ def test_truncated_images_among_many_cost_no_other(server: Server, model: str) -
 PNG = {"content-type": "image/png"}
 
 
-@pytest.mark.slow
 def test_an_overloaded_model_says_503_and_when_to_retry(tmp_path: Path) -> None:
     """With a queue of one image, a crowd gets answers and 503s with Retry-After, nothing else."""
     image, _ = fixtures("cifar10" if "cifar10" in MODELS else "digits")[0]
@@ -405,7 +405,6 @@ def test_an_overloaded_model_says_503_and_when_to_retry(tmp_path: Path) -> None:
             assert int(response.headers["retry-after"]) >= 1
 
 
-@pytest.mark.slow
 def test_the_torchscript_backend_gives_the_same_answers(server: Server, tmp_path: Path) -> None:
     """One setting changes the runtime, and nothing a client sees."""
     pytest.importorskip("torch")
@@ -461,7 +460,6 @@ def test_a_port_in_use_is_told_in_one_line(server: Server, tmp_path: Path) -> No
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_the_service_and_frees_its_port(tmp_path: Path) -> None:
     """Interrupted, it exits soon, without a traceback, and can be started again on the same port."""
     with serving(tmp_path, {"TRUEODDS_WORKERS": "1"}) as running:
@@ -472,7 +470,6 @@ def test_ctrl_c_ends_the_service_and_frees_its_port(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.slow
 def test_a_request_that_was_begun_is_answered_before_the_end(tmp_path: Path) -> None:
     """SIGTERM between the two halves of a body; nobody new gets in, and the service ends with status 0."""
     image, label = fixtures("digits")[0]
@@ -493,7 +490,6 @@ def test_a_request_that_was_begun_is_answered_before_the_end(tmp_path: Path) -> 
         assert running.process.wait(20) == 0
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_the_others_answer_meanwhile(tmp_path: Path) -> None:
     """Within a second or two, and its successor answers like any other."""
     image, _ = fixtures("digits")[0]
@@ -527,7 +523,6 @@ def _first_line(server: Server, request: bytes) -> bytes:
         return client.recv(1000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "settings"),
     [

@@ -89,6 +89,7 @@ def same(answers: list[Row | Exception], expected: Outputs) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [RuntimeError("out of memory"), float("nan"), float("inf")], ids=str)
 def test_a_batch_that_the_gpu_fails_is_answered_by_the_cpu(
     fault: Exception | float, gpu: Gpu, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 # A supervisor whose workers write their number and process id down, and then beat.
 PROGRAM = """
 import os, pathlib, socket, sys, time

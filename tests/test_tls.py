@@ -27,6 +27,8 @@ from service.tls import Tls, chosen
 from tests.abuse.test_faults import children, settled
 from tests.conftest import ROOT, START_TIMEOUT_S, Server, environment, fixtures, free_port, stop
 
+pytestmark = pytest.mark.slow
+
 
 class Authority:
     """Makes certificates that are thrown away."""

@@ -171,6 +171,7 @@ def test_a_new_key_is_fetched_when_a_token_names_it_but_not_for_every_token(iden
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_token_is_verified_once_for_as_long_as_its_key_is_known(identity: Identity) -> None:
     """Until it expires or the keys are fetched anew: then the key it names must be listed still."""
 
@@ -252,6 +253,7 @@ def test_a_place_nobody_can_vouch_for_is_refused(url: str) -> None:
         Provider(ISSUER, AUDIENCE, url).check()
 
 
+@pytest.mark.slow
 def test_a_token_opens_the_service(tmp_path: Path) -> None:
     """Over a real socket, on the direct way too, until it expires."""
     file = tmp_path / "jwks.json"
@@ -292,6 +294,7 @@ def opened(folder: Path, more: dict[str, str]) -> dict[str, str]:
     return {**{f"TRUEODDS_OIDC_{name}": value for name, value in oidc.items()}, **more}
 
 
+@pytest.mark.slow
 def test_each_subject_has_limits_whatever_tokens_it_shows(tmp_path: Path) -> None:
     """Over a real socket, by two workers together, on the direct way too; others' requests are not its own."""
     image = fixtures("digits")[0][0]
@@ -322,6 +325,7 @@ def test_each_subject_has_limits_whatever_tokens_it_shows(tmp_path: Path) -> Non
         assert "names no subject" in refused.json()["detail"]
 
 
+@pytest.mark.slow
 def test_requests_of_a_subject_under_way_are_bounded(tmp_path: Path) -> None:
     """Those that are being sent count, on any worker; when they have gone their places are free."""
     limits = {"TRUEODDS_OIDC_CONCURRENT": "2", "TRUEODDS_WORKERS": "2"}

@@ -174,6 +174,7 @@ def test_orthogonalise_keeps_directions_and_evens_sizes() -> None:
     assert torch.allclose(orthogonalise(matrix.T, steps=5), result.T, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_learning_rates_end_at_zero() -> None:
     """Every schedule of every recipe reaches zero at the last step, or earlier."""
     for recipe in models.MODELS.values():

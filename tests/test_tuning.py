@@ -301,6 +301,7 @@ def test_a_real_model_is_measured_and_the_table_shows_it(copied: Bundle) -> None
     assert "batch 16" in table
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_served_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     """And with --dry-run leaves the bundles as they are."""
     assert tuning.main(["--dry-run", "--seconds", "0.01"]) == 0

@@ -51,6 +51,7 @@ def assert_never_idle(models: Collection[Model], start: float, end: float) -> No
     assert sum(seconds_used(model, start, end) for model in models) == pytest.approx(end - start)
 
 
+@pytest.mark.slow
 @given(
     image_s=st.lists(st.sampled_from([0.01, 0.03, 0.1, 0.7, 1.0]), min_size=2, max_size=4),
     max_batch_size=st.integers(1, 8),
@@ -113,6 +114,7 @@ async def test_a_model_with_batches_ten_times_as_long_does_not_starve_another() 
     assert max(np.diff(starts)) <= 4 * 0.25 + 4 * 0.025 + SOON_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newcomer_image_s", [0.02, 0.5, 1.0])
 @simulated
 async def test_a_newcomer_after_hours_of_the_others_use_does_not_monopolise(newcomer_image_s: float) -> None:

@@ -25,6 +25,8 @@ from service.trust import Trust
 from tests.conftest import ROOT, Server, fixtures
 from tests.test_bundle import sha256
 
+pytestmark = pytest.mark.slow
+
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 # Of numpy and torch; read_array unpickles by default too.
 LOADERS = {"load", "read_array", "fromfile", "loads", "load_global_deps", "open_memmap"}
@@ -133,7 +135,6 @@ print(found)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnx", "torchscript"])
 def test_loading_the_bundles_unpickles_nothing(backend: str, tmp_path: Path) -> None:
     """Python reports each name that an unpickler looks up; from discovery to the first answer there is none."""

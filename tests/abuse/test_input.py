@@ -34,6 +34,7 @@ BODIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("headers", "body"), BODIES)
 def test_a_compressed_body_is_refused_whatever_it_holds(server: Server, headers: dict[str, str], body: bytes) -> None:
     """415 with Accept-Encoding, again and again under one head; identity is no compression."""
