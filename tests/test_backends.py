@@ -107,6 +107,7 @@ def kept_folder(cache: Path) -> Path:
     return kept
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(name=AnyFile, where=st.floats(0, 1, exclude_max=True), how=st.sampled_from(["flip", "cut", "remove"]))
 def test_a_damaged_cache_is_made_again(
@@ -340,6 +341,7 @@ def test_a_gpu_answers_as_the_cpu_does(load: Callable[[Path, Device, int], Backe
         assert_same(backend.forward(pixels), reference(CIFAR10, pixels), tolerance=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(count=st.integers(1, 20), alone=st.booleans())
 def test_torchscript_answers_as_onnx_does(script: Backend, count: int, alone: bool) -> None:

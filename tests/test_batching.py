@@ -541,6 +541,7 @@ async def test_thousands_of_requests_below_at_and_above_capacity(load: float) ->
         assert busy > 0.95 * simulation.model.network.times[-1][1]
 
 
+@pytest.mark.slow
 def test_a_real_thread_answers_five_hundred_concurrent_requests_correctly() -> None:
     """With a thread in between, every request still gets its own answer and every image runs once."""
     batches: list[list[int]] = []

@@ -134,6 +134,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     assert not (tmp_path / "bench.jsonl").exists()
 
 
+@pytest.mark.slow
 @needs_proc
 def test_without_wrk_the_remedy_is_told(tmp_path: Path) -> None:
     """Before anything is started."""

@@ -80,6 +80,7 @@ STEPS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.integers(0, 6 * SIZE), st.lists(STEPS, max_size=60))
 @settings(deadline=None, max_examples=300)
 def test_it_is_what_a_simple_model_is(max_bytes: int, steps: list[tuple[str, bytes, int]]) -> None:

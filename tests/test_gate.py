@@ -224,6 +224,7 @@ def _spoil(guarded: Guarded, key: str) -> None:
     assert "trueodds_secret" not in log
 
 
+@pytest.mark.slow
 def test_a_rate_holds_for_all_workers_and_connections_together(
     guarded: Guarded, capsys: pytest.CaptureFixture[str]
 ) -> None:

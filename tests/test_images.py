@@ -435,6 +435,7 @@ def test_one_bit(spec: InputSpec) -> None:
     assert (pixels(encoded(image.convert("1"), "PNG"), spec) == pixels(encoded(image, "PNG"), spec)).all()
 
 
+@pytest.mark.slow
 @KINDS
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -721,6 +722,7 @@ def test_dark_on_light_digit(index: int) -> None:
     assert (to_pixels(ImageOps.invert(digit(index)), DIGIT) == to_pixels(digit(index), DIGIT)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), paper=st.integers(0, 255), ink=st.integers(0, 255))
 def test_inverse_of_any_drawing(data: st.DataObject, paper: int, ink: int) -> None:

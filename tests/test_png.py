@@ -129,6 +129,7 @@ def test_rows_that_end_early_of_any_picture(data: st.DataObject) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [DIGIT, PHOTO], ids=["digit", "photo"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())

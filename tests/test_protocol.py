@@ -244,6 +244,7 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     assert paths == [b"/slow", *(b"/%d" % i for i in range(50)), b"/last"]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=40)
 def test_however_a_request_is_cut_it_is_the_same_request(data: st.DataObject) -> None:
@@ -427,6 +428,7 @@ class Still(Served):
         self.connections.tick()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [b"/busy", b"/direct"])
 def test_a_flood_is_refused_at_leisure(path: bytes) -> None:
     """Of many refusals in a moment the last ones are held back; nothing else is, and all are sent."""
@@ -554,6 +556,7 @@ def test_a_reader_that_stands_still_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
         server.close()
 
 
+@pytest.mark.slow
 def test_shutting_down_answers_what_was_asked(served: Served) -> None:
     """A running request is answered as the last; an idle connection is closed."""
     with served.connect() as busy, served.connect() as idle:
@@ -598,6 +601,7 @@ def test_what_comes_whole_under_a_known_head_is_answered_directly(offered: Serve
     assert len(offered.application.direct) == 9
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([b"a", b"late", b"usual", b"bcd" * 1000]), min_size=1, max_size=4), st.data())
 @settings(deadline=None, max_examples=25)
 def test_direct_and_usual_answers_keep_their_order(bodies: list[bytes], data: st.DataObject) -> None:
@@ -647,6 +651,7 @@ def test_who_waits_for_a_direct_answer_and_leaves_is_forgotten(offered: Served) 
     assert offered.application.left.wait(5)
 
 
+@pytest.mark.slow
 def test_a_direct_answer_waits_for_its_reader(offered: Served) -> None:
     """All of it arrives, and only then is the next request taken."""
     with offered.connect() as client:

@@ -135,6 +135,7 @@ def test_no_changed_signature_says_anything_else(signature: bytes, public: Path,
         assert signed_digests(changed, public) == signed_digests(signature, public)
 
 
+@pytest.mark.slow
 @given(
     content=st.binary(max_size=300)
     | st.recursive(
@@ -344,6 +345,7 @@ def test_a_network_swapped_between_check_and_load_is_never_served(
         registry.load(chosen, Board(), lambda name, report: None)
 
 
+@pytest.mark.slow
 def test_the_service_says_in_one_line_why_it_does_not_start(digits: Path, public: Path, tmp_path: Path) -> None:
     """As its users meet it: a process that ends."""
     given = {"TRUEODDS_BUNDLES": str(digits.parent.parent), "TRUEODDS_SIGNED_BY": str(public)}

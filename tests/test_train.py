@@ -137,6 +137,7 @@ def test_ctrl_c_ends_training_with_how_to_go_on(tmp_path: Path) -> None:
     assert "resume" in ended.stderr
 
 
+@pytest.mark.slow
 def test_whitening_makes_patches_uncorrelated() -> None:
     """The first half of the filters turns natural patches into channels of unit variance without correlation."""
     generator = torch.Generator().manual_seed(0)

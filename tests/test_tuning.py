@@ -271,6 +271,7 @@ def test_what_was_measured_among_others_is_used_cautiously_and_forgotten(
     assert not (tmp_path / "cache" / "performance").exists()
 
 
+@pytest.mark.slow
 def test_without_a_place_to_write_a_measurement_lives_in_memory(copied: Bundle, tmp_path: Path) -> None:
     """A cache that is a file, or none at all: the service starts all the same."""
     (tmp_path / "file").touch()
@@ -290,6 +291,7 @@ def test_bystanders_are_noticed(tmp_path: Path) -> None:
     assert tuning.Bystanders(tmp_path / "none").leave_cores(2)
 
 
+@pytest.mark.slow
 def test_a_real_model_is_measured_and_the_table_shows_it(copied: Bundle) -> None:
     """Beside the bundle, for this machine; the table has a row for each way to run it."""
     backend = onnx.load(copied.directory, "cpu", 1, wide_threads=2)

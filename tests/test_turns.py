@@ -144,6 +144,7 @@ async def test_a_model_that_pauses_again_and_again_saves_nothing_up() -> None:
     await regulars
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_model_owes_nothing_for_what_it_used_while_nobody_else_wanted_it() -> None:
     """A long time alone on the device is not held against a model once another comes and goes."""
