@@ -102,18 +102,21 @@ class Meter:
     def take(self) -> bytes:
         """Let one request in; `leave` ends it. Returns the header lines of its answer. Raises TooManyRequests."""
         self.enter()
-        try:
-            return self.judge()
-        except TooManyRequests:
-            self.leave()
-            raise
+        return self.judge()
 
     def enter(self) -> None:
         """A request is under way, whatever is said to it."""
         self._counts[self._row] += 1
 
     def judge(self) -> bytes:
-        """Take one that has entered from the bucket; as `take`, but one that is refused has not left."""
+        """What `take` does after a request has entered; one that is refused has left."""
+        try:
+            return self._judge()
+        except TooManyRequests:
+            self.leave()
+            raise
+
+    def _judge(self) -> bytes:
         quota = self.quota
         now = arrival = 0
         if quota.burst:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import NotReady, TooManyRequests
+from service.errors import NotReady
 from service.quota import ROWS_A_WORKER, Meter, Quota, mapped_cells, runs
 
 # How many are told apart at a time.
@@ -161,12 +161,7 @@ class SubjectMeter:
 
     def take(self) -> bytes:
         """As Meter's; also raises NotReady."""
-        meter = self._entered()
-        try:
-            return meter.judge()
-        except TooManyRequests:
-            meter.leave()
-            raise
+        return self._entered().judge()
 
     def leave(self) -> None:
         self._meter.leave()

@@ -11,6 +11,7 @@ import pytest
 from service.errors import NotReady, TooManyRequests
 from service.quota import SECOND_NS, Quota
 from service.subjects import PATIENCE_S, TABLE, Subjects
+from tests.test_quota import let_in
 
 
 class Workers:
@@ -23,17 +24,8 @@ class Workers:
 
     def let_in(self, subject: str, times: int) -> int:
         """Of so many requests, one worker after the other."""
-        taken = 0
-        for _ in range(times):
-            self._next += 1
-            meter = self.tables[self._next % len(self.tables)].of(subject)
-            try:
-                meter.take()
-            except TooManyRequests:
-                continue
-            meter.leave()
-            taken += 1
-        return taken
+        first, self._next = self._next + 1, self._next + times
+        return let_in(self.tables[number % len(self.tables)].of(subject) for number in range(first, first + times))
 
 
 def test_each_has_its_own_limits(tmp_path: Path) -> None:
