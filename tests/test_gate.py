@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -63,6 +64,19 @@ def with_key(guarded: Guarded, name: str, capsys: pytest.CaptureFixture[str], *m
     key = make(guarded.file, name, capsys, *more)
     time.sleep(SEEN_S)
     return key
+
+
+@contextmanager
+def known_to_all_workers(guarded: Guarded, key: str) -> Iterator[list[httpx.Client]]:
+    """Clients of a key on kept connections; workers share those evenly, so all know the key and its head."""
+    headers = {"authorization": f"Bearer {key}", "content-type": "image/png"}
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(httpx.Client(base_url=guarded.server.url, headers=headers, timeout=30))
+            for _ in range(8)
+        ]
+        assert {client.post(CLASSIFY, content=IMAGE).status_code for client in clients * 3} == {200}
+        yield clients
 
 
 @pytest.mark.slow
@@ -152,15 +166,10 @@ def test_a_revoked_key_is_refused_by_workers_that_nobody_asked_meanwhile(
 ) -> None:
     """Each looks at the file when it is asked: none answers by what it knew, however long ago that was."""
     key = with_key(guarded, "idle", capsys, "--scopes", "infer")
-    headers = {"authorization": f"Bearer {key}", "content-type": "image/png"}
-    clients = [httpx.Client(base_url=guarded.server.url, headers=headers, timeout=30) for _ in range(8)]
-    # Workers share connections evenly, so both know the key and its head.
-    assert {client.post(CLASSIFY, content=IMAGE).status_code for client in clients * 3} == {200}
-    time.sleep(2 * LOOK_AFTER_S)
-    assert main(["--file", str(guarded.file), "revoke", "idle"]) == 0
-    assert [client.post(CLASSIFY, content=IMAGE).status_code for client in clients] == [401] * 8
-    for client in clients:
-        client.close()
+    with known_to_all_workers(guarded, key) as clients:
+        time.sleep(2 * LOOK_AFTER_S)
+        assert main(["--file", str(guarded.file), "revoke", "idle"]) == 0
+        assert [client.post(CLASSIFY, content=IMAGE).status_code for client in clients] == [401] * len(clients)
 
 
 @pytest.mark.slow
@@ -169,18 +178,14 @@ def test_a_revoked_key_is_refused_by_busy_workers_within_a_second(
 ) -> None:
     """On kept connections that ask all the time, directly."""
     key = with_key(guarded, "busy", capsys, "--scopes", "infer")
-    headers = {"authorization": f"Bearer {key}", "content-type": "image/png"}
-    clients = [httpx.Client(base_url=guarded.server.url, headers=headers, timeout=30) for _ in range(8)]
-    assert {client.post(CLASSIFY, content=IMAGE).status_code for client in clients * 3} == {200}
-    assert main(["--file", str(guarded.file), "revoke", "busy"]) == 0
-    revoked, last = time.monotonic(), 0.0
-    while time.monotonic() - revoked < 2 * LOOK_AFTER_S:
-        for client in clients:
-            if client.post(CLASSIFY, content=IMAGE).status_code == 200:
-                last = time.monotonic() - revoked
+    with known_to_all_workers(guarded, key) as clients:
+        assert main(["--file", str(guarded.file), "revoke", "busy"]) == 0
+        revoked, last = time.monotonic(), 0.0
+        while time.monotonic() - revoked < 2 * LOOK_AFTER_S:
+            for client in clients:
+                if client.post(CLASSIFY, content=IMAGE).status_code == 200:
+                    last = time.monotonic() - revoked
     assert last <= SEEN_S
-    for client in clients:
-        client.close()
 
 
 @pytest.mark.slow
