@@ -49,7 +49,7 @@ def beta_pooled(logits: Floats, labels: Labels) -> Params:
     """
     temperature = fit_temperature(logits, labels)
     inside, outside = _log_parts(logits / temperature)
-    a, b, c = _converged(_beta_loss(inside, outside, labels), np.zeros(3))
+    a, b, c = converged(_beta_loss(inside, outside, labels), np.zeros(3))
     return {"temperature": temperature, "a": float(np.exp(a)), "b": float(np.exp(b)), "c": float(c)}
 
 
@@ -77,7 +77,7 @@ def vector(logits: Floats, labels: Labels) -> Params:
     precision = 1 / fit_temperature(logits, labels)
     classes = logits.shape[1]
     start = np.concatenate([np.full(classes, precision), np.zeros(classes)])
-    weights, biases = np.split(_converged(_vector_loss(np.asarray(logits, np.float64), labels, start), start), 2)
+    weights, biases = np.split(converged(_vector_loss(np.asarray(logits, np.float64), labels, start), start), 2)
     return {"weights": weights.tolist(), "biases": biases.tolist()}
 
 
@@ -121,7 +121,7 @@ def _pinned(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
     return np.concatenate([[0.0], x[inner], [1.0]]), np.concatenate([[0.0], y[inner], [top]])
 
 
-def _converged(loss: Loss, start: Doubles) -> Doubles:
+def converged(loss: Loss, start: Doubles) -> Doubles:
     """Where the mean loss is least. Raises FitError if its gradient there is more than 1e-7."""
     options = {"maxiter": 10_000, "maxfun": 100_000, "ftol": 0.0, "gtol": GRADIENT_TOLERANCE / 10, "maxcor": 30}
     found = np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)

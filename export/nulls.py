@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from export.metrics import METRICS, Metric
+from export.scoring import METRICS, Metric
 from service.calibration import Floats, Labels, Null
 
 DRAWS = 1000
