@@ -15,8 +15,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from export.scoring import METRICS
 from export.nulls import AT_ONCE, nulls
+from export.scoring import METRICS
 from service.calibration import Floats, Labels
 from service.calibrators import KEEPS_ORDER, Params, probabilities
 
