@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.network import Network
+
 
 @dataclass(frozen=True)
 class Score:
@@ -19,14 +21,22 @@ class Score:
 
 
 @torch.inference_mode()
-def logits(net: nn.Module, images: Tensor, device: torch.device, batch_size: int = 500) -> Tensor:
-    """Normalised images (N, 3, H, W) → logits (N, classes) float32 on the CPU."""
+def features_and_logits(
+    net: Network, images: Tensor, device: torch.device, batch_size: int = 500
+) -> tuple[Tensor, Tensor]:
+    """Normalised images (N, 3, H, W) → features (N, D) and logits (N, classes), float32 on the CPU."""
     net.eval()
     batches = (batch.to(device).contiguous(memory_format=torch.channels_last) for batch in images.split(batch_size))
-    return torch.cat([net(batch).float().cpu() for batch in batches])
+    features = [net.features(batch) for batch in batches]
+    return torch.cat(features).float().cpu(), torch.cat([net.classify(part).float().cpu() for part in features])
 
 
-def score(net: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Score:
+def logits(net: Network, images: Tensor, device: torch.device) -> Tensor:
+    """Normalised images (N, 3, H, W) → logits (N, classes) float32 on the CPU."""
+    return features_and_logits(net, images, device)[1]
+
+
+def score(net: Network, images: Tensor, labels: Tensor, device: torch.device) -> Score:
     """Normalised images (N, 3, H, W) and labels (N,) → accuracy and NLL of the uncalibrated network."""
     answers = logits(net, images, device)
     accuracy = (answers.argmax(1) == labels).double().mean()

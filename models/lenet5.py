@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from models.network import Network
 from models.recipe import Recipe, Schedule
 
 
-class LeNet5(nn.Module):
+class LeNet5(Network):
     """Normalised pixels (N, 3, 32, 32) → logits (N, classes)."""
 
     def __init__(self, classes: int = 10) -> None:
@@ -36,11 +37,14 @@ class LeNet5(nn.Module):
         self.fc3 = nn.Linear(84, classes)
         self.activation = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         x = self.pool(self.activation(self.conv1(x)))
         x = self.pool(self.activation(self.conv2(x)))
         x = self.activation(self.fc1(x.flatten(1)))
-        return self.fc3(self.activation(self.fc2(x)))
+        return self.activation(self.fc2(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.fc3(features)
 
 
 def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from models.network import Network
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -44,7 +46,7 @@ class Recipe:
     """
 
     dataset: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Network]
     optimizers: Optimizers
     augment: Augment
     epochs: int

@@ -19,10 +19,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from models.muon import Muon
+from models.network import Network
 from models.recipe import Recipe, Schedule
 
 WIDTHS = (64, 256, 256)
 WHITENING_IMAGES = 5000
+# Pixels by which a training image is shifted at most, and the side of the square cut out of it.
+SHIFT, HOLE = 3, 10
 WHITENING_BIAS_EPOCHS = 3
 HEAD_SCALE = 1 / 256
 # Learning rates per image: times the batch they are the rates of the mean gradient.
@@ -40,21 +43,21 @@ class Block(nn.Module):
         self.norm1 = _bias_only_norm(width)
         self.conv2 = _dirac_conv(width, width)
         self.norm2 = _bias_only_norm(width)
-        self.activation = nn.GELU()
+        self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm1(self.pool(self.conv1(x))))
         return self.activation(self.norm2(self.conv2(x)))
 
 
-class WhitenedVGG(nn.Module):
+class WhitenedVGG(Network):
     """Normalised pixels (N, 3, 32, 32) → logits (N, classes)."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad = False
-        self.activation = nn.GELU()
+        self.activation = nn.ReLU()
         channels = (self.whiten.out_channels, *WIDTHS)
         self.blocks = nn.Sequential(*map(Block, channels[:-1], channels[1:]))
         self.pool = nn.MaxPool2d(3)
@@ -68,9 +71,11 @@ class WhitenedVGG(nn.Module):
         assert self.whiten.bias is not None
         return self.whiten.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.activation(self.whiten(x)))
-        return HEAD_SCALE * self.head(self.pool(x).flatten(1))
+    def features(self, x: Tensor) -> Tensor:
+        return self.pool(self.blocks(self.activation(self.whiten(x)))).flatten(1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return HEAD_SCALE * self.head(features)
 
 
 @torch.no_grad()
@@ -132,19 +137,24 @@ def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRSc
 
 
 def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every second epoch and shift by up to two pixels, edges reflected.
+    """Mirror every second epoch, shift by up to three pixels, edges reflected, and cut a square out (DeVries 2017).
 
     images: (B, 3, 32, 32); order: (B,) their indices in the training set. An image is mirrored in one epoch
     and not in the next, its first side drawn by chance per image (Jordan 2024, section 3.6).
     """
     mirrored = (_first_side(order) + epoch) % 2 == 1
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    padded = nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
-    shifts = torch.randint(0, 5, (len(images), 2), generator=generator)
-    rows = shifts[:, :1] + torch.arange(32)
-    columns = shifts[:, 1:] + torch.arange(32)
+    padded = nn.functional.pad(images, (SHIFT,) * 4, mode="reflect")
+    shifts = torch.randint(0, 2 * SHIFT + 1, (len(images), 2), generator=generator)
+    side = torch.arange(32)
+    rows = shifts[:, :1] + side
+    columns = shifts[:, 1:] + side
     index = torch.arange(len(images))[:, None, None]
-    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    shifted = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # Up to half of the square may lie outside. The mean of all images is 0.
+    hole = torch.randint(-HOLE // 2, 32 - HOLE // 2, (2, len(images), 1), generator=generator)
+    down, across = (side >= hole) & (side < hole + HOLE)
+    return shifted.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
 
 
 def _first_side(order: Tensor) -> Tensor:
@@ -158,8 +168,7 @@ CIFAR10 = Recipe(
     prepare=whiten,
     optimizers=optimizers,
     augment=augment,
-    epochs=20,
+    epochs=24,
     batch_size=1500,
-    label_smoothing=0.2,
     bf16=True,
 )
