@@ -10,6 +10,7 @@ For N images and C classes:
 
     probabilities     <f4 (N, C)  calibrated, in the order of the header's `labels`
     energy            <f4 (N,)    in nats, higher is stranger
+    ood_score         <f4 (N,)    what is_ood goes by, higher is stranger
     prediction_set    |u1 (N, C)  1 for a label in the set
     is_ood            |u1 (N,)    1 where the calibration does not hold
     abstain           |u1 (N,)    1 where a person should look
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from service.answers import Options, Row, constants
+from service.answers import Answers, Options, Row, constants
 from service.bundle import Bundle
 from service.errors import NotAcceptable, Problem
 
@@ -54,18 +55,22 @@ Array = npt.NDArray[Any]
 class BinaryAnswers:
     """Turns a model's answers into one body. All that is the same in every header is JSON already."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, answers: Answers) -> None:
         self._classes = len(bundle.manifest.labels)
-        self._header = orjson.dumps({**constants(bundle), "labels": bundle.manifest.labels})[:-1]
+        self._answers = answers
+        self._headers = {
+            coverage: orjson.dumps({**constants(bundle, coverage), "labels": bundle.manifest.labels})[:-1]
+            for coverage in (None, *bundle.coverages)
+        }
 
     def encode(self, outcomes: Sequence[Row | Problem], options: Options, request_id: str) -> bytes:
         """N images' answers, or what is wrong with each → the body. top_k does not matter: every class is told."""
-        arrays = self._arrays(outcomes)
+        arrays = self._arrays(outcomes, options.coverage)
         if not options.logits:
             del arrays["logits"]
         errors = {str(i): item.document(request_id) for i, item in enumerate(outcomes) if isinstance(item, Problem)}
         own = {"request_id": request_id, "n": len(outcomes), "classes": self._classes, "errors": errors}
-        header = b"%b,%b" % (self._header, orjson.dumps({**own, "arrays": _places(arrays)})[1:])
+        header = b"%b,%b" % (self._headers[options.coverage], orjson.dumps({**own, "arrays": _places(arrays)})[1:])
         header += b" " * (-len(header) % ALIGNMENT)
         parts = [MAGIC, struct.pack("<I", len(header)), header]
         for array in arrays.values():
@@ -73,11 +78,11 @@ class BinaryAnswers:
             parts += (data, bytes(-len(data) % ALIGNMENT))
         return b"".join(parts)
 
-    def _arrays(self, outcomes: Sequence[Row | Problem]) -> dict[str, Array]:
+    def _arrays(self, outcomes: Sequence[Row | Problem], coverage: float | None) -> dict[str, Array]:
         n, classes = len(outcomes), self._classes
         rows = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, Problem)}
         sound = list(rows)
-        numbers = np.full((n, 1 + 3 * classes), np.nan, "<f4")
+        numbers = np.full((n, 2 + 3 * classes), np.nan, "<f4")
         probabilities = np.full((n, classes), np.nan, "<f4")
         members = np.zeros((n, classes), "|u1")
         is_ood, abstain, failed = flags = np.zeros((3, n), "|u1")
@@ -86,18 +91,20 @@ class BinaryAnswers:
             numbers[sound] = np.concatenate([row.numbers for row in rows.values()]).reshape(len(sound), -1)
             order = np.concatenate([row.order for row in rows.values()]).reshape(len(sound), -1)
             probabilities[np.array(sound)[:, None], order] = numbers[sound, 1 : 1 + 2 * classes : 2]
-            members[sound] = np.frombuffer(b"".join([row.members for row in rows.values()]), "|u1").reshape(-1, classes)
+            sets = b"".join([self._answers.members(row, coverage) for row in rows.values()])
+            members[sound] = np.frombuffer(sets, "|u1").reshape(-1, classes)
             is_ood[sound] = [row.is_ood for row in rows.values()]
             abstain[sound] = [row.abstain for row in rows.values()]
             failed[sound] = 0
         return {
             "probabilities": probabilities,
-            "energy": numbers[:, 0],
+            "energy": numbers[:, -1],
+            "ood_score": numbers[:, 0],
             "prediction_set": members,
             "is_ood": is_ood,
             "abstain": abstain,
             "failed": failed,
-            "logits": numbers[:, 1 + 2 * classes :],
+            "logits": numbers[:, 1 + 2 * classes : -1],
         }
 
 

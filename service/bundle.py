@@ -4,8 +4,8 @@
     manifest.json         what this is, and the SHA-256 of every other file
     model.onnx            the calibrated graph for ONNX Runtime
     model.torchscript.pt  the same for TorchScript
-    calibration.json      how it was calibrated and how well that works
-    MODEL_CARD.md         the same for people
+    calibration.json      how it was calibrated and how well that works; a bundle may lack it, and then says so
+    MODEL_CARD.md         the same for people, with its pictures (*.svg)
     performance.json      how fast it is on which machine; measured where it runs, so the manifest does not vouch for it
     model.sig             a signature over all but performance.json, where it is signed
 """
@@ -14,143 +14,47 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TypeVar
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from service.calibration import softmax
+from service.audit import GRAPH, complaints
+from service.backends.initializers import initializers
+from service.documents import Calibration, Document, Manifest
 from service.errors import BundleError
-from service.files import Folder, sha256
-from service.images import InputSpec
+from service.files import RESTORE, Folder, sha256
 from service.seal import Seal, changed, unreadable
 from service.trust import Trust
 
 MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
+# Of calibration.json, as service.documents has it.
+SCHEMA_VERSION = 2
 VERSION = re.compile(r"\d+(\.\d+){0,2}")
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Labels = Annotated[list[str], Field(min_length=1)]
-# A file of the bundle's own directory, never a way out of it.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Document = TypeVar("Document", bound=_Document)
-
-
-class Figures(_Document):
-    """Measured on n images: accuracy and errors in [0, 1], NLL in nats."""
-
-    n: int
-    accuracy: Share
-    nll: float
-    brier: float
-    ece_15: Share
-
-
-class NullFigures(_Document):
-    """The ECE of a perfectly calibrated model with the same confidences."""
-
-    ece_15_mean: Share
-    ece_15_p95: Share
-    ece_15_p99: Share
-
-
-class SplitRecord(_Document):
-    """A split by the digest of its indices; n_errors counts the images the network gets wrong."""
-
-    n: int
-    n_errors: int
-    index_sha256: Sha256
-
-
-class Conformal(_Document):
-    """Split conformal prediction: labels of at least `threshold` probability cover the truth in 1 − alpha of cases."""
-
-    alpha: Annotated[float, Field(gt=0, lt=1)]
-    threshold: float
-    n: int
-
-
-class Ood(_Document):
-    """An image whose energy is above `threshold` is flagged; `id_tpr` of held-out images are not."""
-
-    method: Literal["energy"]
-    threshold: float
-    id_tpr: Share
-
-
-class Parameters(_Document):
-    temperature: Annotated[float, Field(ge=0.05, le=20)]
-
-
-class CalibrationInput(_Document):
-    kind: Literal["logits"]
-    preprocessing_sha256: Sha256
-
-
-class TestVector(_Document):
-    """Raw logits and the calibrated probabilities every runtime must make of them."""
-
-    logits: list[float]
-    probabilities: list[float]
-
-
-class Metrics(_Document):
-    before: Figures
-    after: Figures
-    null: NullFigures
-
-
-class Calibration(_Document):
-    """calibration.json. `id` is the SHA-256 of everything else in it, so no two calibrations share one."""
-
-    schema_version: Literal[1]
-    id: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    model_sha256: Sha256
-    labels: Labels
-    input: CalibrationInput
-    method: Literal["map_temperature"]
-    params: Parameters
-    data: dict[Literal["fit", "conformal", "eval"], SplitRecord]
-    metrics: Metrics
-    conformal: list[Conformal]
-    ood: Ood
-    created_by: dict[str, str]
-    test_vectors: list[TestVector]
-
-
-class Manifest(_Document):
-    """manifest.json."""
-
-    schema_version: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    version: str
-    labels: Labels
-    input: InputSpec
-    files: dict[FileName, Sha256]
-    training: dict[str, Any]
-    created_by: dict[str, str]
+Kind = TypeVar("Kind", bound=Document)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were found whole. The network's are read later; `seal` says which bytes they must be."""
+    """A bundle whose files were found whole. The network's are read later; `seal` says which bytes they must be.
+
+    calibration is None where there is none: its answers then promise nothing, and say so.
+    """
 
     directory: Path
     manifest: Manifest
-    calibration: Calibration
+    calibration: Calibration | None
     seal: Seal
 
     @property
     def sha256(self) -> str:
         """Names the served network and calibration: the digest of the ONNX graph."""
-        return self.calibration.model_sha256
+        return self.manifest.files[GRAPH]
+
+    @property
+    def coverages(self) -> tuple[float, ...]:
+        """Of the prediction sets it offers, its own first."""
+        return tuple(level.coverage for level in self.calibration.conformal) if self.calibration else ()
 
 
 def load(directory: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  it is frozen
@@ -168,16 +72,45 @@ def load(directory: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  it i
         for name, expected in manifest.files.items():
             if _digest(folder, name) != expected:
                 raise changed(directory / name)
-        if CALIBRATION not in manifest.files:
-            raise BundleError(f"{directory / MANIFEST} does not vouch for {CALIBRATION}; export the bundle again.")
-        evidence = _content(folder, CALIBRATION)
-        if sha256(evidence) != manifest.files[CALIBRATION]:
-            raise changed(directory / CALIBRATION)
-        calibration = _parsed(directory / CALIBRATION, evidence, Calibration)
-        _check(directory, manifest, calibration)
+        if GRAPH not in manifest.files:
+            raise BundleError(f"{directory / MANIFEST} does not vouch for {GRAPH}; export the bundle again.")
+        calibration = _calibration(folder, manifest) if CALIBRATION in manifest.files else None
         pin = f"{manifest.name}/{manifest.version}@sha256:{sha256(content)}"
         vouched = trust.vouches(folder, pin, manifest.files | {MANIFEST: sha256(content)})
     return Bundle(directory, manifest, calibration, Seal(manifest.files, pin, vouched))
+
+
+def _calibration(folder: Folder, manifest: Manifest) -> Calibration:
+    """Checked against manifest and graph; the very bytes that the manifest vouches for. Raises BundleError."""
+    evidence, graph = (_vouched(folder, manifest, name) for name in (CALIBRATION, GRAPH))
+    path = folder.path / CALIBRATION
+    version = _schema_version(path, evidence)
+    if version != SCHEMA_VERSION:
+        raise BundleError(f"{path} is of schema version {version}, not {SCHEMA_VERSION}; export the bundle again.")
+    calibration = _parsed(path, evidence, Calibration)
+    try:
+        weights = initializers(graph)
+    except (ValueError, IndexError) as error:
+        raise BundleError(f"{folder.path / GRAPH} is not a sound ONNX file ({error}); {RESTORE}.") from error
+    complaint = next(complaints(manifest, calibration, weights), None)
+    if complaint:
+        raise BundleError(f"{path} cannot be trusted: {complaint}; export the bundle again.")
+    return calibration
+
+
+def _vouched(folder: Folder, manifest: Manifest, name: str) -> bytes:
+    content = _content(folder, name)
+    if sha256(content) != manifest.files.get(name):
+        raise changed(folder.path / name)
+    return content
+
+
+def _schema_version(path: Path, content: bytes) -> object:
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise BundleError(f"{path} is not valid: {error}") from error
+    return document.get("schema_version") if isinstance(document, dict) else None
 
 
 def discover(root: Path, names: tuple[str, ...] = (), trust: Trust = Trust()) -> dict[str, Bundle]:  # noqa: B008
@@ -197,21 +130,6 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with Folder(path.parent) as folder:
         return folder.digest(path.name)
-
-
-def canonical_digest(document: Any) -> str:
-    """SHA-256 of a JSON document, whatever its layout."""
-    return sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
-
-
-def calibration_id(document: dict[str, Any]) -> str:
-    """The id of a calibration document, computed from everything in it but the id."""
-    return "sha256:" + canonical_digest({key: value for key, value in document.items() if key != "id"})
-
-
-def preprocessing_digest(spec: InputSpec) -> str:
-    """Names the way from picture to pixels that a calibration was fitted behind."""
-    return canonical_digest(TypeAdapter(InputSpec).dump_python(spec, mode="json"))
 
 
 def _load_in_place(directory: Path, trust: Trust) -> Bundle:
@@ -244,38 +162,8 @@ def _digest(folder: Folder, name: str) -> str:
         raise unreadable(folder.path / name, error) from error
 
 
-def _parsed(path: Path, content: bytes, kind: type[Document]) -> Document:
+def _parsed(path: Path, content: bytes, kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise BundleError(f"{path} is not valid: {error}") from error
-
-
-def _check(directory: Path, manifest: Manifest, calibration: Calibration) -> None:
-    document = calibration.model_dump(mode="json")
-    claims = {
-        "the id does not match the content": calibration.id == calibration_id(document),
-        "it belongs to another model.onnx": manifest.files.get("model.onnx") == calibration.model_sha256,
-        "its labels are not the manifest's": manifest.labels == calibration.labels,
-        "it was fitted behind other preprocessing": calibration.input.preprocessing_sha256
-        == preprocessing_digest(manifest.input),
-        "it names no prediction-set threshold": bool(calibration.conformal),
-        "it has too few images for a coverage it names": all(
-            np.ceil((found.n + 1) * (1 - found.alpha)) <= found.n for found in calibration.conformal
-        ),
-        "it does not tell its splits apart": len({split.index_sha256 for split in calibration.data.values()}) == 3,
-        "its test vectors are not what its temperature makes of them": _vectors_hold(calibration),
-    }
-    for complaint, holds in claims.items():
-        if not holds:
-            raise BundleError(f"{directory / CALIBRATION} cannot be trusted: {complaint}; export the bundle again.")
-
-
-def _vectors_hold(calibration: Calibration) -> bool:
-    """Whether there are test vectors, and softmax(logits / T) gives their probabilities to 1e-5."""
-    vectors, width = calibration.test_vectors, len(calibration.labels)
-    if not vectors or any({len(vector.logits), len(vector.probabilities)} != {width} for vector in vectors):
-        return False
-    logits = np.array([vector.logits for vector in vectors])
-    expected = np.array([vector.probabilities for vector in vectors])
-    return np.allclose(softmax(logits / calibration.params.temperature), expected, rtol=0, atol=1e-5)

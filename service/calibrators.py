@@ -1,11 +1,13 @@
 """What turns logits into calibrated probabilities: one function a method, by the parameters that a fit found.
 
+`export.calibrators` has the same functions for torch, which become part of the exported graph.
 Every method but `vector` is one increasing map of the probabilities and therefore keeps the order of the classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from service.calibration import Floats, softmax
 
@@ -54,6 +56,16 @@ KEEPS_ORDER = frozenset(METHODS) - {"vector"}
 def probabilities(method: str, logits: Floats, params: Params) -> Floats:
     """(N, C) logits → (N, C), rows sum to 1."""
     return METHODS[method](logits, params)
+
+
+def initializers(method: str, params: Params) -> dict[str, npt.NDArray[np.float32]]:
+    """What the exported graph computes with, by name: the parameters, and of a piecewise map each piece from 0 on."""
+    given = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    if method == "isotonic_pooled":
+        knots, values = given.pop("knots"), given.pop("values")
+        widths = np.diff(knots)
+        given |= {"starts": knots[:-1], "widths": widths, "slopes": np.diff(values) / widths}
+    return {name: value.astype(np.float32) for name, value in given.items()}
 
 
 def log_odds_parts(logits: Floats) -> tuple[Floats, Floats]:

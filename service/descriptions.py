@@ -2,18 +2,23 @@
 
 from typing import Any
 
+from service.documents import Calibration
 from service.registry import ServedModel
+
+SUMMARY = {"id", "method", "params", "data", "metrics", "conformal", "abstention", "ood"}
+EVIDENCE = {"selection", "gates", "bins", "risk_coverage", "classes", "confusion", "created_by"}
 
 
 def summarise(model: ServedModel) -> dict[str, Any]:
     """One line of the list of models."""
-    after = model.bundle.calibration.metrics.after
-    return {**_identity(model), "accuracy": after.accuracy, "ece_15": after.ece_15}
+    found = model.bundle.calibration
+    accuracy, ece_15 = (found.metrics.after.accuracy, found.metrics.after.ece_15) if found else (None, None)
+    return {**_identity(model), "accuracy": accuracy, "ece_15": ece_15}
 
 
 def describe(model: ServedModel) -> dict[str, Any]:
     """Everything there is to know of a model short of its files."""
-    manifest, calibration = model.bundle.manifest, model.bundle.calibration
+    manifest = model.bundle.manifest
     return {
         **_identity(model),
         "input": {
@@ -26,11 +31,25 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "files": manifest.files,
         "backend": {"name": model.backend_name, "device": model.backend.device},
         "training": manifest.training,
-        "calibration": calibration.model_dump(
-            mode="json", include={"id", "method", "params", "data", "metrics", "conformal", "ood"}
-        ),
+        "calibration": _of(model.bundle.calibration, SUMMARY),
         "created_by": manifest.created_by,
     }
+
+
+def calibration(model: ServedModel) -> dict[str, Any]:
+    """The evidence behind every number of an answer; see service.documents.Calibration."""
+    return {**_identity(model), "calibration": _of(model.bundle.calibration, SUMMARY | EVIDENCE)}
+
+
+def _of(found: Calibration | None, members: set[str]) -> dict[str, Any]:
+    if found is None:
+        return {"id": None, "method": "none"}
+    document = found.model_dump(mode="json", include=members)
+    if "conformal" in members:
+        document["conformal"] = [
+            {"coverage": level.coverage, **level.model_dump(mode="json")} for level in found.conformal
+        ]
+    return document
 
 
 def _identity(model: ServedModel) -> dict[str, Any]:

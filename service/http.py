@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from service.access_log import AccessLog
 from service.binary import wanted
 from service.classifier import BYTES_DECODED_ON_LOOP, Classifier
-from service.descriptions import describe, summarise
+from service.descriptions import calibration, describe, summarise
 from service.direct import DirectClassification
 from service.errors import MethodNotAllowed, NotReady, Problem, UnknownPath
 from service.metrics import EXPOSITION, Metrics
@@ -77,6 +77,10 @@ class Front:
         self._documents[MODELS] = Response.cacheable_json({"models": [summarise(model) for model in models.values()]})
         self._documents |= {
             f"{MODELS}/{name}": Response.cacheable_json(describe(model)) for name, model in models.items()
+        }
+        self._documents |= {
+            f"{MODELS}/{name}/calibration": Response.cacheable_json(calibration(model))
+            for name, model in models.items()
         }
         self._worker = instance
         # What start-up left on the heap stays: walking it in every full collection costs 60 to 250 ms each.
@@ -157,7 +161,7 @@ class Front:
         deadline = model.batcher.after(timeout_s)
         request.waits(deadline)
         binary = wanted(request.headers.get(b"accept", b""))
-        question = Question(model, request.options(len(model.bundle.manifest.labels)), binary)
+        question = Question(model, request.options(len(model.bundle.manifest.labels), model.bundle.coverages), binary)
         upload = await request.upload(self._settings, model.bundle.manifest.input)
         if upload.tensor is not None:
             rows = await classifier.classify_pixels(model, upload.tensor, deadline)

@@ -23,6 +23,14 @@ def document(version: str) -> dict[str, Any]:
                 "get": _get("Describe a model", "Model", _problems(401, 403, 404, 429, 503), [_NAME])
             },
             "/v1/models/{name}/classify": {"post": _CLASSIFY},
+            "/v1/models/{name}/calibration": {
+                "get": _get(
+                    "The evidence behind a model's probabilities",
+                    "Evidence",
+                    _problems(401, 403, 404, 429, 503),
+                    [_NAME],
+                )
+            },
             "/livez": {"get": _get("Is this worker alive?", "Status", {})},
             "/readyz": {"get": _get("Is every model loaded and warm?", "Status", _problems(503))},
         },
@@ -55,6 +63,11 @@ def _get(
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"type": "object", "required": list(required), "properties": required | (optional or {})}
+
+
+def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
+    """Or null, of a model that was never calibrated."""
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _titles(kind: type[Problem]) -> dict[int, str]:
@@ -92,6 +105,12 @@ _CLASSIFY = {
             "in": "query",
             "description": "Add the network's raw outputs, in the order of the model's labels.",
             "schema": {"type": "boolean", "default": False},
+        },
+        {
+            "name": "coverage",
+            "in": "query",
+            "description": "How often the prediction set is to hold the true label: one of those the model offers.",
+            "schema": {"type": "number", "examples": [0.99]},
         },
         {
             "name": "x-request-timeout-ms",
@@ -154,15 +173,15 @@ _SCHEMAS: dict[str, Any] = {
             "request_id": _STRING,
             "model": _object({"name": _STRING, "version": _STRING, "sha256": _STRING}),
             "predictions": {"type": "array", "items": _ref("Prediction")},
-            "prediction_set": _object({"labels": _STRINGS, "coverage": _PROBABILITY, "method": _STRING}),
+            "prediction_set": _object({"labels": _STRINGS, "coverage": _maybe(_PROBABILITY), "method": _STRING}),
             "abstain": _BOOLEAN,
-            "ood": _object({"score": _NUMBER, "method": _STRING, "threshold": _NUMBER, "is_ood": _BOOLEAN}),
+            "ood": _object({"score": _NUMBER, "method": _STRING, "threshold": _maybe(_NUMBER), "is_ood": _BOOLEAN}),
             "calibration": _object(
                 {
-                    "id": _STRING,
+                    "id": _maybe(_STRING),
                     "method": _STRING,
-                    "ece_15": _PROBABILITY,
-                    "ece_null_p99": _PROBABILITY,
+                    "ece_15": _maybe(_PROBABILITY),
+                    "ece_null_p99": _maybe(_PROBABILITY),
                     "n_fit": _INTEGER,
                     "valid_for": {"type": ["string", "null"], "enum": ["in_distribution", None]},
                 }
@@ -179,11 +198,20 @@ _SCHEMAS: dict[str, Any] = {
             "version": _STRING,
             "sha256": _STRING,
             "labels": _STRINGS,
-            "accuracy": _PROBABILITY,
-            "ece_15": _PROBABILITY,
+            "accuracy": _maybe(_PROBABILITY),
+            "ece_15": _maybe(_PROBABILITY),
         }
     ),
     "ModelList": _object({"models": {"type": "array", "items": _ref("ModelSummary")}}),
+    "Evidence": _object(
+        {
+            "name": _STRING,
+            "version": _STRING,
+            "sha256": _STRING,
+            "labels": _STRINGS,
+            "calibration": _object({"id": _maybe(_STRING), "method": _STRING}),
+        }
+    ),
     "Model": _object(
         {
             "name": _STRING,

@@ -12,13 +12,14 @@ import numpy as np
 
 from service import bundle, tuning
 from service.answers import Answers, Row
+from service.audit import disagreement
 from service.backends import Backend, Load, onnx, torchscript
 from service.backends.standby import WithStandby
 from service.batching import Batcher, BatchReport, Limits, Priority
 from service.binary import BinaryAnswers
 from service.board import Board
 from service.bundle import Bundle
-from service.errors import BackendError, StartupError, UnknownModel
+from service.errors import BackendError, BundleError, StartupError, UnknownModel
 from service.images import Pixels
 from service.pulse import Pulse
 from service.settings import Settings
@@ -26,6 +27,9 @@ from service.tuning import Measured
 from service.turns import Turns
 
 logger = logging.getLogger("trueodds")
+
+# Noise that a network is shown before it serves.
+CHECKED_IMAGES = 4
 
 BACKENDS: dict[str, Load] = {
     "onnx": onnx.load,
@@ -159,16 +163,31 @@ def _serve(
         return answers.rows(backend.forward(pixels, alone=alone))
 
     batcher = Batcher(forward, limits, turns, report)
-    return ServedModel(found, settings.backend, backend, answers, BinaryAnswers(found), batcher)
+    return ServedModel(found, settings.backend, backend, answers, BinaryAnswers(found, answers), batcher)
 
 
 def warm_up(backend: Backend, found: Bundle, max_batch_size: int) -> None:
     """Run the backend at the largest and smallest shape it will be asked for, in each of its ways.
 
-    The largest first: what is allocated for it serves the smaller ones too.
+    The largest first: what is allocated for it serves the smaller ones too. Raises BundleError where it does not answer
+    as its calibration says.
     """
     spec = found.manifest.input
     for size in (max_batch_size, 1):
         pixels = np.zeros((size, spec.height, spec.width, 3), np.uint8)
         for alone in (False, True):
             backend.forward(pixels, alone=alone)
+    _check_kept(backend, found)
+
+
+def _check_kept(backend: Backend, found: Bundle) -> None:
+    """Whether what runs keeps to the calibration, whatever form of the network it came from."""
+    if found.calibration is None:
+        return
+    spec = found.manifest.input
+    noise = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, spec.height, spec.width, 3), np.uint8)
+    difference = disagreement(backend.forward(noise), found.calibration)
+    if difference:
+        raise BundleError(
+            f"{found.directory} does not keep to its calibration: {difference}; restore the bundle or export it again."
+        )

@@ -21,6 +21,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Milliseconds that the client will wait, as the field's proxies and clients write such: a whole number.
 TIMEOUT = b"x-request-timeout-ms"
 TIMEOUT_MS = re.compile(rb"0*[1-9][0-9]{0,9}")
+COVERAGE = re.compile(r"[01]?\.?[0-9]{0,9}(?<=[0-9])")
 SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -152,9 +153,9 @@ class Request:
         files = form.close()
         return Upload(files, len(files) > 1)
 
-    def options(self, classes: int) -> Options:
-        """The options of a classification among so many classes. Raises BadParameter."""
-        return _options(self.query, classes)
+    def options(self, classes: int, coverages: tuple[float, ...]) -> Options:
+        """The options of a classification among so many classes, with sets of these coverages. Raises BadParameter."""
+        return _options(self.query, classes, coverages)
 
 
 def _tensor(tensor: tensors.Tensor) -> Upload:
@@ -172,17 +173,18 @@ def _media_type(content_type: bytes) -> bytes:
 
 # Clients ask the same again and again.
 @lru_cache(maxsize=1024)
-def _options(query: bytes, classes: int) -> Options:
+def _options(query: bytes, classes: int, coverages: tuple[float, ...]) -> Options:
     given = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     values = dict(given)
-    unknown = values.keys() - {"top_k", "logits"}
+    unknown = values.keys() - {"top_k", "logits", "coverage"}
     if unknown:
-        raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k and logits.")
+        raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k, logits and coverage.")
     if len(values) < len(given):
         raise BadParameter("A parameter is given more than once.")
     # The default is not checked: a model may have fewer classes.
     top_k = _top_k(values["top_k"], classes) if "top_k" in values else Options.top_k
-    return Options(top_k, _switch("logits", values.get("logits", "false")))
+    coverage = _coverage(values["coverage"], coverages) if "coverage" in values else None
+    return Options(top_k, _switch("logits", values.get("logits", "false")), coverage)
 
 
 def _top_k(text: str, classes: int) -> int | None:
@@ -191,6 +193,17 @@ def _top_k(text: str, classes: int) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise BadParameter(f"top_k is {text!r}; it must be a number from 1 to {classes}, or all.")
     return check_top_k(int(text), classes)
+
+
+def _coverage(text: str, offered: tuple[float, ...]) -> float:
+    known = {f"{coverage:g}": coverage for coverage in sorted(offered)}
+    if not known:
+        raise BadParameter("This model is not calibrated, so it offers no coverage.")
+    # As numbers: .95 and 0.950 are meant as 0.95.
+    given = float(text) if COVERAGE.fullmatch(text) else None
+    if given not in offered:
+        raise BadParameter(f"coverage is {text!r}; this model offers {', '.join(known)}.")
+    return given
 
 
 def check_top_k(number: int, classes: int) -> int:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service import bundle
 from service.backends import Backend, Load, Placement, Plan, onnx, torchscript
 from service.bundle import Bundle
+from service.documents import Sha256
 from service.errors import StartupError
 from service.files import Folder, write_whole
 from service.images import Pixels
@@ -102,7 +103,7 @@ class Performance(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
-    model_sha256: bundle.Sha256
+    model_sha256: Sha256
     entries: list[Measured] = []
 
     def of(self, placement: Placement) -> Measured | None:

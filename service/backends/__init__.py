@@ -21,7 +21,7 @@ class Outputs:
     """What the exported graph answers for N images and C classes; the names are the graph's own.
 
     logits (N, C), uncalibrated; probabilities (N, C), calibrated, rows sum to 1; prediction_set (N, C);
-    energy (N,), in nats, higher is stranger; is_ood (N,).
+    energy (N,), in nats, higher is stranger; is_ood (N,); ood_score (N,), what is_ood goes by, higher is stranger.
     """
 
     logits: Floats
@@ -29,6 +29,7 @@ class Outputs:
     prediction_set: Flags
     energy: Floats
     is_ood: Flags
+    ood_score: Floats
 
     def __len__(self) -> int:
         return len(self.logits)

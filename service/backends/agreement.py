@@ -5,10 +5,15 @@ import numpy.typing as npt
 
 from service.backends import Outputs
 
-# In nats, for the energy too.
+# In nats, for energy and score too.
 LOGIT_TOLERANCE = 1e-4
 PROBABILITY_TOLERANCE = 1e-5
-TOLERANCES = {"logits": LOGIT_TOLERANCE, "probabilities": PROBABILITY_TOLERANCE, "energy": LOGIT_TOLERANCE}
+TOLERANCES = {
+    "logits": LOGIT_TOLERANCE,
+    "probabilities": PROBABILITY_TOLERANCE,
+    "energy": LOGIT_TOLERANCE,
+    "ood_score": LOGIT_TOLERANCE,
+}
 FLAGS = ("prediction_set", "is_ood")
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service.backends.protobuf import fields, packed, text
 from service.errors import BundleError
 from service.seal import ModelFile
 
 GRAPH, INITIALIZER = 7, 5
 DIMS, DATA_TYPE, NAME, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 13, 14
 KEY, VALUE = 1, 2
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # TensorProto.DataType; numpy has no other.
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
 DTYPES |= {9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64"}
@@ -31,8 +31,6 @@ LEADS_TO_TENSORS = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-
-Field = tuple[int, "int | memoryview"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def external_locations(content: bytes) -> Iterator[str]:
 
 
 def _locations(content: "int | memoryview", message: str) -> Iterator[str]:
-    for field, value in _fields(content):
+    for field, value in fields(content):
         if message == "tensor":
             if field == EXTERNAL_DATA:
                 entry = _entry(value)
@@ -89,8 +87,8 @@ def _locations(content: "int | memoryview", message: str) -> Iterator[str]:
 
 def external_tensors(content: bytes) -> list[ExternalTensor]:
     """The external weights of an ONNX file. Raises ValueError, IndexError or KeyError where it is not one of ours."""
-    graphs = [value for field, value in _fields(memoryview(content)) if field == GRAPH]
-    found = (_tensor(value) for graph in graphs for field, value in _fields(graph) if field == INITIALIZER)
+    graphs = [value for field, value in fields(memoryview(content)) if field == GRAPH]
+    found = (_tensor(value) for graph in graphs for field, value in fields(graph) if field == INITIALIZER)
     return [tensor for tensor in found if tensor is not None]
 
 
@@ -98,13 +96,13 @@ def _tensor(content: "int | memoryview") -> ExternalTensor | None:
     shape: list[int] = []
     external: dict[str, str] = {}
     dtype, name = None, ""
-    for field, value in _fields(content):
+    for field, value in fields(content):
         if field == DIMS:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += [value] if isinstance(value, int) else packed(value)
         elif field == DATA_TYPE and isinstance(value, int):
             dtype = DTYPES.get(value)
         elif field == NAME:
-            name = _text(value)
+            name = text(value)
         elif field == EXTERNAL_DATA:
             entry = _entry(value)
             external[entry[KEY]] = entry[VALUE]
@@ -117,53 +115,4 @@ def _tensor(content: "int | memoryview") -> ExternalTensor | None:
 
 
 def _entry(content: "int | memoryview") -> dict[int, str]:
-    return {key: _text(part) for key, part in _fields(content)}
-
-
-def _fields(content: "int | memoryview") -> Iterator[Field]:
-    if isinstance(content, int):
-        raise ValueError("a message was expected, not a number")
-    position = 0
-    while position < len(content):
-        key, position = _varint(content, position)
-        kind = key & 7
-        if kind == VARINT:
-            number, position = _varint(content, position)
-            yield key >> 3, number
-            continue
-        if kind == BYTES:
-            length, position = _varint(content, position)
-        elif kind in (FIXED32, FIXED64):
-            length = 4 if kind == FIXED32 else 8
-        else:
-            raise ValueError(f"wire type {kind} is not used by ONNX")
-        if position + length > len(content):
-            raise ValueError("the file ends within a field")
-        yield key >> 3, content[position : position + length]
-        position += length
-
-
-def _varint(content: memoryview, position: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        # What protobuf reads differently is not read at all.
-        if shift > 63:
-            raise ValueError("a number is longer than 64 bits")
-        byte = content[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return number, position
-
-
-def _packed(content: memoryview) -> list[int]:
-    numbers, position = [], 0
-    while position < len(content):
-        number, position = _varint(content, position)
-        numbers.append(number)
-    return numbers
-
-
-def _text(value: "int | memoryview") -> str:
-    return "" if isinstance(value, int) else str(value, "utf-8")
+    return {key: text(part) for key, part in fields(content)}

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from service.backends import OUTPUTS, Outputs
-from service.backends.agreement import disagreement
+from service.backends.agreement import FLAGS, disagreement
 from service.backends.kept import DamagedError, kept_or_made, key_of, make_private, opened
 from service.backends.processor import processor
 from service.errors import BackendError
@@ -43,7 +43,9 @@ from service.seal import ModelFile
 
 MODEL, GRAPH, VERDICT = "model.onnx", "graph.mnn", "verdict.json"
 # Changes when what is written here, or how it is judged, changes.
-FORMAT = 1
+FORMAT = 2
+# Of outputs that are no floats.
+TYPES = dict.fromkeys(FLAGS, np.bool_)
 # Odd ones too: another algorithm may be chosen for each.
 SIZES_COMPARED = (1, 2, 3, 5, 8, 16, 32)
 CONVERT = (
@@ -108,10 +110,8 @@ class MnnNetwork:
         if len(answers) != len(OUTPUTS):
             raise BackendError(f"MNN gave no answer for {len(pixels)} images.")
         # What is read is memory of the network's, which its next run overwrites; flags are int32.
-        logits, probabilities, prediction_set, energy, is_ood = (answer.read() for answer in answers)
-        return Outputs(
-            logits.copy(), probabilities.copy(), prediction_set.astype(np.bool_), energy.copy(), is_ood.astype(np.bool_)
-        )
+        read = (answer.read() for answer in answers)
+        return Outputs(*(array.astype(TYPES.get(name, np.float32)) for name, array in zip(OUTPUTS, read, strict=True)))
 
 
 def runtime() -> str | None:

@@ -177,4 +177,6 @@ def _load_module(model: ModelFile, device: str) -> "torch.jit.ScriptModule":
             module: torch.jit.ScriptModule = torch.jit.load(BytesIO(content), map_location=device)
     except RuntimeError as error:
         raise BackendError(f"{model.path} is no TorchScript archive; export the bundle again.") from error
-    return module.eval()
+    # Before it is frozen, for then no parameter has a name.
+    frozen: torch.jit.ScriptModule = torch.jit.freeze(module.eval())
+    return frozen
