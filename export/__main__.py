@@ -11,16 +11,19 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from export import onnx, sign, torchscript
-from export.calibrate import fit, held_out
+from export.calibrate import fit, fit_strangeness
 from export.documents import Export, write_documents
+from export.gates import CalibrationError
 from export.graph import CalibratedGraph
 from export.parity import ParityError, verify
+from export.promises import PROMISES, Promises
+from export.splits import observe
 from models import MODELS, weights_path
 from models.datasets import DATASETS
 from models.formats import DAMAGE, DataError
+from models.network import Network
 from service import bundle, tuning
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
@@ -46,34 +49,37 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         export(arguments.name, arguments.version, arguments.bundles, arguments.weights or weights_path(arguments.name))
-    except (ParityError, BundleError, DataError, FileExistsError) as error:
+    except (ParityError, CalibrationError, BundleError, DataError, FileExistsError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
-    """Write bundles/<name>/<version> and return its path. Raises ParityError, DataError or FileExistsError."""
+    """Write bundles/<name>/<version> and return its path. Raises ParityError, CalibrationError, DataError
+    or FileExistsError.
+    """
     destination = bundles / name / version
     if destination.exists():
         raise FileExistsError(f"{destination} exists; choose another --version")
-    recipe = MODELS[name]
+    recipe, promises = MODELS[name], PROMISES.get(name, Promises())
     spec = DATASETS[recipe.dataset].input
 
     net = load_network(recipe.build(), weights)
-    print("running the network over the images it has not seen")
-    held = held_out(net, recipe.dataset)
-    fitted = fit(held)
-    graph = CalibratedGraph(net, spec, fitted.temperature, fitted.set_threshold, fitted.ood.threshold).eval()
+    print("running the network over images it has not seen")
+    seen = observe(net, recipe.dataset)
+    fitted = fit(seen.held, promises)
+    strange = fit_strangeness(net, promises.ood, seen.training, seen.conformal)
+    graph = CalibratedGraph(net, spec, fitted.answering(strange)).eval()
     destination.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=destination.parent))
     try:
         for form, (write, backend) in FORMS.items():
             write(graph, spec, staging / backend.FILE)
-            worst = verify(graph, backend.load(staging, "cpu", available_cores()), held.eval.pixels, form)
-            print(f"{form}: {len(held.eval.pixels):,} test images agree, logits within {worst:.1e}")
+            worst = verify(graph, backend.load(staging, "cpu", available_cores()), seen.test_pixels, form)
+            print(f"{form}: {len(seen.test_pixels):,} test images agree, logits within {worst:.1e}")
         training = json.loads(weights.with_suffix(".json").read_text())
-        write_documents(staging, Export(name, version, spec, held, fitted, training))
+        write_documents(staging, Export(name, version, spec, seen, fitted, strange.ood, training))
         bundle.load(staging)
         staging.chmod(0o755)
         staging.rename(destination)
@@ -96,7 +102,7 @@ def _tune(found: bundle.Bundle) -> None:
     print(tuning.table(tuning.tune(found, backends)))
 
 
-def load_network(net: nn.Module, weights: Path) -> nn.Module:
+def load_network(net: Network, weights: Path) -> Network:
     """Put trained weights into a network. Raises DataError."""
     record = weights.with_suffix(".json")
     for path in (weights, record):
@@ -106,7 +112,8 @@ def load_network(net: nn.Module, weights: Path) -> nn.Module:
         net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except DAMAGE as error:
         raise DataError(f"{weights} does not hold the weights of this network; train it again") from error
-    return net.eval()
+    net.eval()
+    return net
 
 
 if __name__ == "__main__":

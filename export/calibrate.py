@@ -1,118 +1,121 @@
-"""Fit what a response promises on held-out images, and measure it on the test set."""
+"""Fit what a response promises on held-out images, and see that it holds."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
 
-from models.datasets import indices_digest, load, normalise, pixels, splits
-from models.evaluate import logits
-from service.bundle import Conformal, Figures, Metrics, NullFigures, Ood, SplitRecord
-from service.calibration import (
-    Floats,
-    Labels,
-    brier_score,
-    calibration_error_null,
-    energy,
-    expected_calibration_error,
-    fit_temperature,
-    lac_threshold,
-    negative_log_likelihood,
-    softmax,
-)
-from service.images import Pixels
+from export import gates, strangeness
+from export.conformal import risk_control
+from export.gates import Verdict
+from export.graph import Answering
+from export.promises import Promises
+from export.selection import Selection, select
+from export.splits import HeldOut, Split
+from export.strangeness import Array, Seen
+from models.network import Network
+from service.audit import array_digest
+from service.calibration import Floats, lac_threshold
+from service.calibrators import probabilities
+from service.documents import Abstention, Conformal, Ood, OodMethod
 
-# The first coverage is the one served; the others are there for whoever wants another.
-ALPHAS = (0.05, 0.1, 0.01)
 # One in a hundred ordinary images is flagged as strange.
 ID_TPR = 0.99
+# The risk of an abstention holds with 1 − DELTA certainty.
+DELTA = 0.05
 
 
 @dataclass(frozen=True)
-class Held:
-    """A split no weight was fitted on: pixels (N, H, W, 3), the network's raw logits (N, C), labels (N,)."""
+class Strangeness:
+    """How the graph tells strange images: the document's part, and the arrays it names."""
 
-    pixels: Pixels
-    logits: npt.NDArray[np.float32]
-    labels: Labels
-    index_sha256: str
-
-    def record(self) -> SplitRecord:
-        errors = int((self.logits.argmax(1) != self.labels).sum())
-        return SplitRecord(n=len(self.labels), n_errors=errors, index_sha256=self.index_sha256)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """T is fitted on `fit`, thresholds on `conformal`; `eval` is the test set and only reported on."""
-
-    fit: Held
-    conformal: Held
-    eval: Held
+    ood: Ood
+    params: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The parameters of the graph."""
+    """How probabilities are calibrated, what is promised of them, and the gates that this has passed or not."""
 
-    temperature: float
+    selection: Selection
     conformal: list[Conformal]
-    ood: Ood
+    abstention: Abstention
+    verdicts: tuple[Verdict, ...]
 
-    @property
-    def set_threshold(self) -> float:
-        return self.conformal[0].threshold
+    def calibrated(self, logits: Floats) -> Floats:
+        """(N, C) logits → probabilities, in the graph's float32."""
+        return calibrated(self.selection, logits)
+
+    def answering(self, strange: Strangeness) -> Answering:
+        chosen, ood = self.selection, strange.ood
+        threshold = self.conformal[0].threshold
+        return Answering(chosen.chosen, chosen.params, threshold, ood.method, ood.threshold, strange.params)
 
 
-def held_out(net: nn.Module, dataset: str) -> HeldOut:
-    """Run the network over every image it was not trained on."""
-    data = load(dataset)
-    split = splits(dataset)
+def fit(held: HeldOut, promises: Promises) -> Fitted:
+    """Choose and fit a method, and thresholds for what it gives. Raises CalibrationError where a gate fails.
 
-    def held(images: Pixels, labels: Labels, index_sha256: str) -> Held:
-        fed = pixels(dataset, images)
-        answers = logits(net, normalise(dataset, fed), torch.device("cpu"))
-        return Held(fed, answers.numpy(), labels, index_sha256)
-
-    digests = split.digests()
-    return HeldOut(
-        held(data.train_images[split.fit], data.train_labels[split.fit], digests["fit"]),
-        held(data.train_images[split.conformal], data.train_labels[split.conformal], digests["conformal"]),
-        held(data.test_images, data.test_labels, indices_digest(np.arange(len(data.test_images)))),
+    A method that does not improve on the raw network, on images it was not fitted on, becomes the identity.
+    """
+    gates.check_disjoint({"test" if name == "eval" else name: digest for name, digest in held.digests().items()})
+    selection = _improving(select(held.fit.logits, held.fit.labels, opt_in=promises.opt_in), held.conformal)
+    gates.check_parameters(selection.params)
+    test = calibrated(selection, held.eval.logits)
+    verdicts = (
+        *_improvement(selection, held.conformal),
+        *gates.calibration(test, held.eval.labels),
+        gates.argmax_kept(selection.chosen, held.eval.logits, test),
     )
+    gates.require(verdicts)
+    return Fitted(selection, _conformal(selection, held, promises), _abstention(selection, held, promises), verdicts)
 
 
-def fit(held: HeldOut) -> Fitted:
-    """MAP temperature on the fit split; prediction-set and energy thresholds on the conformal split."""
-    temperature = fit_temperature(held.fit.logits, held.fit.labels)
-    probabilities = softmax(held.conformal.logits / np.float32(temperature))
-    n = len(held.conformal.labels)
-    conformal = [
-        Conformal(alpha=alpha, threshold=lac_threshold(probabilities, held.conformal.labels, alpha), n=n)
-        for alpha in ALPHAS
+def calibrated(selection: Selection, logits: Floats) -> Floats:
+    """(N, C) logits → probabilities, in the graph's float32."""
+    wide = np.asarray(logits, np.float64)
+    return probabilities(selection.chosen, wide, selection.params).astype(np.float32)
+
+
+def fit_strangeness(net: Network, method: OodMethod, training: Seen, conformal: Seen) -> Strangeness:
+    """What tells strange images, by `training`, and the threshold that ID_TPR of `conformal` stay under."""
+    params = strangeness.FITS[method](net, training)
+    tensors = {name: torch.from_numpy(array) for name, array in params.items()}
+    score = strangeness.SCORES[method](
+        torch.from_numpy(conformal.features), torch.from_numpy(conformal.logits), tensors
+    )
+    digests = {name: array_digest(array) for name, array in params.items()}
+    threshold = float(np.quantile(score.numpy(), ID_TPR))
+    return Strangeness(Ood(method=method, threshold=threshold, id_tpr=ID_TPR, parameters_sha256=digests), params)
+
+
+def _improving(selection: Selection, conformal: Split) -> Selection:
+    if all(verdict.passed for verdict in _improvement(selection, conformal)):
+        return selection
+    return replace(selection, chosen="identity", params={})
+
+
+def _improvement(selection: Selection, conformal: Split) -> tuple[Verdict, Verdict]:
+    """Gate 1; on the images that only thresholds are fitted on, so that the test set is touched once."""
+    raw = probabilities("identity", np.asarray(conformal.logits, np.float64), {})
+    return gates.improvement(raw, calibrated(selection, conformal.logits), conformal.labels)
+
+
+def _conformal(selection: Selection, held: HeldOut, promises: Promises) -> list[Conformal]:
+    p, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
+    return [
+        Conformal(alpha=alpha, threshold=lac_threshold(p, labels, alpha), n=len(labels)) for alpha in promises.alphas
     ]
-    threshold = float(np.quantile(energy(held.conformal.logits), ID_TPR))
-    return Fitted(temperature, conformal, Ood(method="energy", threshold=threshold, id_tpr=ID_TPR))
 
 
-def measure(raw: Floats, calibrated: Floats, labels: Labels) -> Metrics:
-    """Score probabilities (N, C) before and after calibration against labels (N,)."""
-    null = calibration_error_null(calibrated.max(1))
-    return Metrics(
-        before=_figures(raw, labels),
-        after=_figures(calibrated, labels),
-        null=NullFigures(ece_15_mean=null.mean, ece_15_p95=null.p95, ece_15_p99=null.p99),
-    )
-
-
-def _figures(probabilities: Floats, labels: Labels) -> Figures:
-    correct = probabilities.argmax(1) == labels
-    return Figures(
+def _abstention(selection: Selection, held: HeldOut, promises: Promises) -> Abstention:
+    p, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
+    found = risk_control(p.max(1), p.argmax(1) == labels, promises.risk, DELTA)
+    return Abstention(
+        risk=promises.risk,
+        threshold=found.threshold,
+        delta=DELTA,
+        coverage=found.coverage,
+        risk_bound=found.bound,
         n=len(labels),
-        accuracy=float(correct.mean()),
-        nll=negative_log_likelihood(probabilities, labels),
-        brier=brier_score(probabilities, labels),
-        ece_15=expected_calibration_error(probabilities.max(1), correct),
     )

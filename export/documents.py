@@ -6,34 +6,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 
-from export.calibrate import Fitted, HeldOut, measure
+from export.calibrate import Fitted
+from export.evidence import measure
 from export.parity import run
+from export.splits import HeldOut, Observed
 from models.datasets import DATASETS
+from service.audit import TEST_VECTORS, calibration_id, preprocessing_digest
 from service.backends import Outputs
 from service.backends import onnx as onnx_backend
-from service.bundle import (
-    CALIBRATION,
-    MANIFEST,
-    Calibration,
-    CalibrationInput,
-    Manifest,
-    Parameters,
-    TestVector,
-    calibration_id,
-    digest,
-    preprocessing_digest,
-)
+from service.bundle import CALIBRATION, MANIFEST, digest
 from service.calibration import softmax
+from service.documents import Calibration, CalibrationInput, Gate, Manifest, Method, Ood, TestVector
+from service.documents import Selection as Selected
 from service.images import InputSpec
 
 CARD = "MODEL_CARD.md"
 PACKAGES = ("torch", "onnx", "onnxscript", "numpy", "pillow")
-TEST_VECTORS = 32
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,9 @@ class Export:
     name: str
     version: str
     input: InputSpec
-    held: HeldOut
+    seen: Observed
     fitted: Fitted
+    ood: Ood
     training: dict[str, Any]
 
     @property
@@ -73,10 +67,9 @@ def write_documents(directory: Path, export: Export) -> None:
 
 def _calibration(directory: Path, export: Export) -> Calibration:
     # The figures published are those of the written file itself.
-    answers = run(onnx_backend.load(directory, "cpu", 1), export.held.eval.pixels, batch_size=500)
-    chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int).tolist()
+    answers = run(onnx_backend.load(directory, "cpu", 1), export.seen.test_pixels, batch_size=500)
     return calibration_of(
-        directory, export.labels, export.input, export.held, export.fitted, answers, chosen, _versions()
+        directory, export.labels, export.input, export.seen.held, export.fitted, export.ood, answers, _versions()
     )
 
 
@@ -86,23 +79,43 @@ def calibration_of(
     spec: InputSpec,
     held: HeldOut,
     fitted: Fitted,
+    ood: Ood,
     answers: Outputs,
-    chosen: Iterable[int],
     versions: dict[str, str],
 ) -> Calibration:
-    """calibration.json of the graph in `directory`; `answers` to the eval split, those `chosen` as test vectors."""
+    """calibration.json of the graph in `directory`; `answers` to the eval split."""
+    evidence = measure(softmax(answers.logits), answers.probabilities, held.eval.labels, labels)
+    chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int)
+    selection = fitted.selection
     calibration = Calibration(
-        schema_version=1,
         id="sha256:" + "0" * 64,
         model_sha256=digest(directory / onnx_backend.FILE),
         labels=labels,
         input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(spec)),
-        method="map_temperature",
-        params=Parameters(temperature=fitted.temperature),
+        method=cast(Method, selection.chosen),
+        params={name: np.asarray(value).tolist() for name, value in selection.params.items()},
+        selection=Selected(
+            candidates=list(selection.candidates),
+            cv_nll=selection.cv_nll,
+            se=selection.se,
+            chosen=selection.chosen,
+            seed=selection.seed,
+            folds=selection.folds,
+        ),
+        gates=[
+            Gate(
+                name=gate.name,
+                value=gate.figure,
+                bound=gate.bound if np.isfinite(gate.bound) else None,
+                passed=gate.passed,
+            )
+            for gate in fitted.verdicts
+        ],
         data={"fit": held.fit.record(), "conformal": held.conformal.record(), "eval": held.eval.record()},
-        metrics=measure(softmax(answers.logits), answers.probabilities, held.eval.labels),
+        **vars(evidence),
         conformal=fitted.conformal,
-        ood=fitted.ood,
+        abstention=fitted.abstention,
+        ood=ood,
         created_by=versions,
         test_vectors=[
             TestVector(logits=answers.logits[i].tolist(), probabilities=answers.probabilities[i].tolist())
@@ -161,7 +174,7 @@ A perfectly calibrated model with the same confidences would score an expected c
 
 ## Calibration
 
-Temperature {calibration.params.temperature:.4f}, the maximum a posteriori under ln T ~ N(0, 0.5²), fitted on
+{calibration.method}, fitted on
 {fitted_on.n:,} held-out images of which the network gets {fitted_on.n_errors} wrong.
 Prediction sets cover {1 - served.alpha:.0%} (LAC, split conformal on {thresholds_on.n:,} further images).
 An image whose energy exceeds {calibration.ood.threshold:.3f} is flagged as out of distribution;

@@ -43,11 +43,7 @@ def ece(probabilities: Floats, labels: Labels) -> Doubles:
 
 def classwise_ece(probabilities: Floats, labels: Labels) -> Doubles:
     """Mean over classes k of the 15-bin error of p_k against 1[y = k] (Kull et al. 2019, equation 4)."""
-    n, classes = probabilities.shape
-    cells = np.arange(classes) * BINS + bin_numbers(probabilities)
-    expected = np.bincount(cells.ravel(), probabilities.ravel(), classes * BINS)
-    observed = tally(cells[np.arange(n), labels], np.ones(labels.shape, np.bool_), classes * BINS)
-    return np.asarray(np.abs(observed - expected).sum(1) / (n * classes))
+    return np.asarray(class_errors(probabilities, labels).mean(1))
 
 
 def equal_mass_ece(probabilities: Floats, labels: Labels) -> Doubles:
@@ -140,6 +136,15 @@ def murphy(probabilities: Floats, labels: Labels) -> tuple[Doubles, Doubles, Dou
         (accuracy - overall[:, None]) ** 2 @ share,
         overall * (1 - overall),
     )
+
+
+def class_errors(probabilities: Floats, labels: Labels) -> Doubles:
+    """The 15-bin error of p_k against 1[y = k] of each class k. (N, C), (B, N) → (B, C)."""
+    n, classes = probabilities.shape
+    cells = np.arange(classes) * BINS + bin_numbers(probabilities)
+    expected = np.bincount(cells.ravel(), probabilities.ravel(), classes * BINS)
+    observed = tally(cells[np.arange(n), labels], np.ones(labels.shape, np.bool_), classes * BINS)
+    return np.asarray(np.abs(observed - expected).reshape(-1, classes, BINS).sum(2) / n)
 
 
 def correct(probabilities: Floats, labels: Labels) -> Bools:

@@ -1,4 +1,4 @@
-"""TorchScript, by tracing, frozen."""
+"""TorchScript, by tracing. Not frozen, which would take the names off the parameters: the backend freezes it."""
 
 import zipfile
 from io import BytesIO
@@ -16,7 +16,7 @@ def write(graph: CalibratedGraph, spec: InputSpec, path: Path) -> None:
     example = torch.zeros((2, spec.height, spec.width, 3), dtype=torch.uint8)
     archive = BytesIO()
     with deprecation_known():
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(graph.eval(), example)), archive)
+        torch.jit.save(torch.jit.trace(graph.eval(), example), archive)
     _write_without_traces(archive, path)
 
 
