@@ -18,46 +18,28 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.calibrate import ALPHAS, ID_TPR, Fitted, Held, HeldOut
-from export.documents import calibration_of, write_json
+from export.documents import write_json
 from export.parity import run
-from loadtest.wrapping import BATCH_SIZE, Foreign, NotAClassifier
-from models.datasets import indices_digest
+from loadtest.wrapping import Foreign, NotAClassifier
 from service import bundle
 from service.backends import Outputs
 from service.backends import onnx as onnx_backend
 from service.backends.agreement import LOGIT_TOLERANCE, PROBABILITY_TOLERANCE
-from service.bundle import (
-    CALIBRATION,
-    MANIFEST,
-    VERSION,
-    Conformal,
-    Manifest,
-    Ood,
-    digest,
-)
-from service.calibration import energy, lac_threshold, softmax
+from service.bundle import MANIFEST, VERSION, digest
+from service.documents import Manifest
 from service.errors import BundleError
 from service.files import sha256
 from service.images import InputSpec, Pixels
 
-SPLITS = ("fit", "conformal", "eval")
-SYNTHETIC_IMAGES = 1000
 # Coloured blocks along each side of a synthetic picture.
 BLOCKS = 4
 PARITY_IMAGES = 64
-TEST_VECTORS = 32
-NOTE = (
-    "for benchmarks, not for use: nothing is known of the network's training, its figures are measured on synthetic "
-    "pictures, and their labels are drawn from its own probabilities, for which no calibration is the right one"
-)
+NOTE = "for benchmarks, not for use: nothing is known of the network's training, and nothing was calibrated"
 CARD = """# {name}, version {version}
 
 For benchmarks, not for use. The network is `{source}` (SHA-256 `{sha256}`) as it came, classes {labels}.
 
-Its temperature is 1: nothing is known of the data it was trained on, so nothing was calibrated. The figures of
-`calibration.json` are measured on {n:,} synthetic pictures with labels drawn from the network's own probabilities. For
-such labels no calibration is the right one, and nothing follows from it for labels of any other origin.
+It has no calibration: nothing is known of the data it was trained on, so nothing of what it answers is a promise.
 """
 
 
@@ -66,20 +48,16 @@ def wrap(model: Foreign, request: "Request", bundles: Path) -> Path:
     destination = bundles / request.name / request.version
     if destination.exists():
         raise FileExistsError(f"{destination} exists; choose another --version")
-    held = held_out(model, request.input)
-    n_classes = held.fit.logits.shape[1]
+    pixels = synthetic(np.random.default_rng(0), PARITY_IMAGES, request.input)
+    n_classes = model.answers(pixels, request.input)[1].shape[1]
     if n_classes != len(request.labels):
         raise NotAClassifier(f"the model tells {n_classes} classes apart, but there are {len(request.labels)} labels")
     destination.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{request.version}-", dir=destination.parent))
     try:
-        fitted = uncalibrated(held)
-        onnx.save(model.wrapped(request.input, fitted), staging / onnx_backend.FILE)
-        backend = onnx_backend.load(staging, "cpu", 1)
-        verify(
-            model, request.input, run(backend, held.eval.pixels[:PARITY_IMAGES], 1), held.eval.pixels[:PARITY_IMAGES]
-        )
-        write_documents(staging, model, request, held, fitted, run(backend, held.eval.pixels, BATCH_SIZE))
+        onnx.save(model.wrapped(request.input), staging / onnx_backend.FILE)
+        verify(model, request.input, run(onnx_backend.load(staging, "cpu", 1), pixels, 1), pixels)
+        write_documents(staging, model, request)
         bundle.load(staging)
         staging.chmod(0o755)
         staging.rename(destination)
@@ -98,36 +76,11 @@ class Request:
     input: InputSpec
 
 
-def held_out(model: Foreign, spec: InputSpec) -> HeldOut:
-    """Synthetic pictures, with labels drawn from the model's own probabilities."""
-    rng = np.random.default_rng(0)
-
-    def held(split: str) -> Held:
-        pixels = synthetic(rng, SYNTHETIC_IMAGES, spec)
-        _, logits = model.answers(pixels, spec)
-        # Drawn by the Gumbel trick: the peak of logits and Gumbel noise has the odds of the softmax.
-        labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
-        first = SPLITS.index(split) * SYNTHETIC_IMAGES
-        return Held(pixels, logits, labels, indices_digest(np.arange(first, first + SYNTHETIC_IMAGES)))
-
-    return HeldOut(*(held(split) for split in SPLITS))
-
-
 def synthetic(rng: np.random.Generator, n: int, spec: InputSpec) -> Pixels:
     """Coloured blocks under noise: (n, H, W, 3) uint8."""
     rows, columns = (np.arange(side) * BLOCKS // side for side in (spec.height, spec.width))
     blocks = rng.integers(0, 192, (n, BLOCKS, BLOCKS, 3), np.uint8)[:, rows[:, None], columns]
     return np.asarray(blocks + rng.integers(0, 64, blocks.shape, np.uint8))
-
-
-def uncalibrated(held: HeldOut) -> Fitted:
-    """Temperature 1; thresholds by the conformal split, as export.calibrate.fit has them."""
-    probabilities, labels = softmax(held.conformal.logits), held.conformal.labels
-    conformal = [
-        Conformal(alpha=alpha, threshold=lac_threshold(probabilities, labels, alpha), n=len(labels)) for alpha in ALPHAS
-    ]
-    threshold = float(np.quantile(energy(held.conformal.logits), ID_TPR))
-    return Fitted(1.0, conformal, Ood(method="energy", threshold=threshold, id_tpr=ID_TPR))
 
 
 def verify(model: Foreign, spec: InputSpec, answers: Outputs, pixels: Pixels) -> None:
@@ -144,25 +97,15 @@ def verify(model: Foreign, spec: InputSpec, answers: Outputs, pixels: Pixels) ->
             )
 
 
-def write_documents(
-    directory: Path, model: Foreign, request: Request, held: HeldOut, fitted: Fitted, answers: Outputs
-) -> None:
-    """calibration.json, the model card and, last, the manifest that vouches for all. `answers`: on the eval split."""
+def write_documents(directory: Path, model: Foreign, request: Request) -> None:
+    """The model card and, last, the manifest that vouches for all."""
     source = sha256(model.path.read_bytes())
-    versions = {"python": platform.python_version()} | {
-        package.__name__: package.__version__ for package in (np, onnx, onnxruntime)
-    }
-    calibration = calibration_of(
-        directory, request.labels, request.input, held, fitted, answers, range(TEST_VECTORS), versions
-    )
-    write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
     card = CARD.format(
         name=request.name,
         version=request.version,
         source=model.path.name,
         sha256=source,
         labels=", ".join(request.labels),
-        n=len(answers),
     )
     (directory / "MODEL_CARD.md").write_text(card)
     manifest = Manifest(
@@ -173,7 +116,8 @@ def write_documents(
         input=request.input,
         files={path.name: digest(path) for path in sorted(directory.iterdir())},
         training={"note": NOTE, "source": model.path.name, "source_sha256": source},
-        created_by=versions,
+        created_by={"python": platform.python_version()}
+        | {package.__name__: package.__version__ for package in (np, onnx, onnxruntime)},
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
 

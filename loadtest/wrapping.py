@@ -1,4 +1,4 @@
-"""Any ONNX classifier, with pixels before it and a calibrated answer behind: the graph of a bundle."""
+"""Any ONNX classifier, with pixels before it and a whole answer behind: the graph of a bundle without calibration."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper, numpy_helper
 
-from export.calibrate import Fitted
 from service.images import InputSpec, Pixels
 
 # Softmax has meant one axis, and the comparisons have existed, since this one.
@@ -57,17 +56,20 @@ class Foreign:
         logits = last.input[0] if last is not None and _is_softmax(last) else answered.name
         return cls(path, model, given.name, answered.name, logits, opset, _size(given, size))
 
-    def wrapped(self, spec: InputSpec, fitted: Fitted) -> ModelProto:
-        """The network with normalisation before it and calibration behind, as export.graph.CalibratedGraph has them."""
+    def wrapped(self, spec: InputSpec) -> ModelProto:
+        """The network with normalisation before it and the same work behind it that a calibrated graph has.
+
+        Nothing is fitted, so the prediction set holds the likeliest label only and no image is strange.
+        """
         model = compose.add_prefix(self.model, PREFIX)
         graph = model.graph
         parameters = {
             # 255 is folded in, so that standardising is one subtraction and one division.
             "mean": np.array(spec.mean, np.float32).reshape(1, 3, 1, 1) * 255,
             "std": np.array(spec.std, np.float32).reshape(1, 3, 1, 1) * 255,
-            "temperature": np.array(fitted.temperature, np.float32),
-            "prediction_set_threshold": np.array(fitted.set_threshold, np.float32),
-            "energy_threshold": np.array(fitted.ood.threshold, np.float32),
+            "temperature": np.array(1, np.float32),
+            "prediction_set_threshold": np.array(1, np.float32),
+            "ood_threshold": np.array(np.inf, np.float32),
             "classes": np.array([1]),
         }
         inner = [node for node in graph.node if self.logits == self.output or PREFIX + self.output not in node.output]
@@ -99,7 +101,8 @@ class Foreign:
             self._reduction("ReduceMax", "log_probabilities", "highest_log_probability", keepdims=0),
             self._reduction("ReduceMax", "logits", "highest_logit", keepdims=0),
             helper.make_node("Sub", ["highest_log_probability", "highest_logit"], ["energy"]),
-            helper.make_node("Greater", ["energy", "energy_threshold"], ["is_ood"]),
+            helper.make_node("Greater", ["energy", "ood_threshold"], ["is_ood"]),
+            helper.make_node("Identity", ["energy"], ["ood_score"]),
         ]
 
     def _reduction(self, kind: str, values: str, result: str, keepdims: int) -> NodeProto:
@@ -130,6 +133,7 @@ OUTPUT_TYPES = {
     "prediction_set": (TensorProto.BOOL, ("batch", "classes")),
     "energy": (TensorProto.FLOAT, ("batch",)),
     "is_ood": (TensorProto.BOOL, ("batch",)),
+    "ood_score": (TensorProto.FLOAT, ("batch",)),
 }
 
 
