@@ -1,5 +1,6 @@
 """Whether a calibration can be believed: what it claims is checked against itself, the manifest and the graph."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -22,15 +23,16 @@ TEST_VECTORS = 32
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 
-def complaints(manifest: Manifest, calibration: Calibration, graph: Arrays) -> Iterator[str]:
-    """Why this calibration must not be served; `graph` are the float weights of the exported graph by their names.
-
-    Later checks may rely on what earlier ones found sound, so only the first complaint is sure to be meant.
-    """
-    yield from _of_the_document(manifest, calibration)
-    yield from _of_the_parameters(calibration)
-    yield from _of_the_promises(calibration)
-    yield from _of_the_graph(calibration, graph)
+def complaint(manifest: Manifest, calibration: Calibration, graph: Arrays) -> str | None:
+    """Why this calibration must not be served; `graph` are the float weights of the exported graph by their names."""
+    # In this order, for what follows reckons with what went before; each is asked for its first complaint only.
+    checks = (
+        _of_the_document(manifest, calibration),
+        _of_the_parameters(calibration),
+        _of_the_promises(calibration),
+        _of_the_graph(calibration, graph),
+    )
+    return next(itertools.chain.from_iterable(checks), None)
 
 
 def disagreement(answers: Outputs, calibration: Calibration) -> str | None:
@@ -149,4 +151,4 @@ def _list(value: float | list[float]) -> list[float]:
 
 
 def _rises(values: list[float]) -> bool:
-    return all(low < high for low, high in zip(values, values[1:], strict=False))
+    return all(low < high for low, high in itertools.pairwise(values))

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from service.audit import GRAPH, complaints
+from service.audit import GRAPH, complaint
 from service.backends.initializers import initializers
 from service.documents import Calibration, Document, Manifest
 from service.errors import BundleError
@@ -92,9 +92,9 @@ def _calibration(folder: Folder, manifest: Manifest) -> Calibration:
         weights = initializers(graph)
     except (ValueError, IndexError) as error:
         raise BundleError(f"{folder.path / GRAPH} is not a sound ONNX file ({error}); {RESTORE}.") from error
-    complaint = next(complaints(manifest, calibration, weights), None)
-    if complaint:
-        raise BundleError(f"{path} cannot be trusted: {complaint}; export the bundle again.")
+    reason = complaint(manifest, calibration, weights)
+    if reason:
+        raise BundleError(f"{path} cannot be trusted: {reason}; export the bundle again.")
     return calibration
 
 
@@ -108,7 +108,7 @@ def _vouched(folder: Folder, manifest: Manifest, name: str) -> bytes:
 def _schema_version(path: Path, content: bytes) -> object:
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid: {error}") from error
     return document.get("schema_version") if isinstance(document, dict) else None
 

@@ -35,7 +35,8 @@ def outputs(
     probabilities = softmax(narrow / np.float32(temperature))
     members = (probabilities >= set_from) | (probabilities == probabilities.max(1, keepdims=True))
     strangeness = energy(narrow)
-    return Outputs(narrow, probabilities, members, strangeness, strangeness > ood_from)
+    # The score is another number than the energy, as it is by most methods.
+    return Outputs(narrow, probabilities, members, strangeness - 1, strangeness > ood_from, strangeness)
 
 
 def sent(bundle: Bundle, given: Outputs, options: Options | None = None) -> list[dict[str, Any]]:
@@ -47,11 +48,17 @@ def sent(bundle: Bundle, given: Outputs, options: Options | None = None) -> list
 def oracle(bundle: Bundle, given: Outputs, options: Options, request_id: str) -> list[bytes]:
     """The results without haste: a document for each image, its values numpy's scalars, encoded by orjson."""
     labels, calibration = bundle.manifest.labels, bundle.calibration
+    assert calibration is not None
+    level = calibration.conformal[0] if options.coverage is None else calibration.at(options.coverage)
+    assert level is not None
     uncalibrated = softmax(given.logits)
     order = np.argsort(-given.logits, axis=1, kind="stable")[:, : options.top_k].tolist()
     documents = []
     for i in range(len(given)):
-        members = np.flatnonzero(given.prediction_set[i]).tolist()
+        best = int(np.argsort(-given.logits[i], kind="stable")[0])
+        likely = given.probabilities[i] >= np.float32(level.threshold)
+        likely[best] = True
+        members = np.flatnonzero(given.prediction_set[i] if options.coverage is None else likely).tolist()
         is_ood = bool(given.is_ood[i])
         document = {
             "request_id": request_id,
@@ -67,12 +74,12 @@ def oracle(bundle: Bundle, given: Outputs, options: Options, request_id: str) ->
             ],
             "prediction_set": {
                 "labels": [labels[k] for k in members],
-                "coverage": round(1 - calibration.conformal[0].alpha, 6),
+                "coverage": round(1 - level.alpha, 6),
                 "method": "lac",
             },
-            "abstain": is_ood or len(members) > 1,
+            "abstain": is_ood or bool(given.probabilities[i, best] < np.float32(calibration.abstention.threshold)),
             "ood": {
-                "score": given.energy[i],
+                "score": given.ood_score[i],
                 "is_ood": is_ood,
                 "method": calibration.ood.method,
                 "threshold": calibration.ood.threshold,
@@ -93,6 +100,7 @@ def oracle(bundle: Bundle, given: Outputs, options: Options, request_id: str) ->
 def bundle_with(labels: list[str], root: Path) -> Bundle:
     """A bundle that differs from one on disk by its labels only."""
     found = load(write_bundle(root)) if not (root / "pets").exists() else load(root / "pets" / "1")
+    assert found.calibration is not None
     return replace(
         found,
         manifest=found.manifest.model_copy(update={"labels": labels}),
@@ -127,18 +135,26 @@ def any_outputs(draw: st.DrawFn, classes: int) -> Outputs:
         np.array(members).reshape(n, classes),
         draw(table(n, 1, numbers))[:, 0],
         np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
+        draw(table(n, 1, numbers))[:, 0],
     )
 
 
 @pytest.mark.slow
-@given(st.data(), LABEL_LISTS, st.one_of(st.none(), st.integers(1, 20)), st.booleans())
+@given(
+    st.data(), LABEL_LISTS, st.one_of(st.none(), st.integers(1, 20)), st.booleans(), st.sampled_from([None, 0.95, 0.9])
+)
 @settings(deadline=None, max_examples=300)
 def test_an_answer_is_byte_for_byte_the_documents_json(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, labels: list[str], top_k: int | None, logits: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    labels: list[str],
+    top_k: int | None,
+    logits: bool,
+    coverage: float | None,
 ) -> None:
     """Whatever the outputs, labels and options, the parts put together are what orjson makes of the whole."""
     bundle = bundle_with(labels, tmp_path_factory.getbasetemp() / "answers")
-    given, options = data.draw(any_outputs(len(labels))), Options(top_k, logits)
+    given, options = data.draw(any_outputs(len(labels))), Options(top_k, logits, coverage)
     request_id = data.draw(st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True))
     answers = Answers(bundle)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -149,7 +165,9 @@ def test_an_answer_is_byte_for_byte_the_documents_json(
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
 @pytest.mark.parametrize("n", [1, 2, 16, 64])
-@pytest.mark.parametrize("options", [Options(), Options(None, logits=True), Options(1)], ids=str)
+@pytest.mark.parametrize(
+    "options", [Options(), Options(None, logits=True), Options(1), Options(2, coverage=0.9)], ids=str
+)
 def test_batches_of_every_size_are_answered_alike(tmp_path: Path, classes: int, n: int, options: Options) -> None:
     """As the oracle does it, for models of one class to a thousand."""
     bundle = bundle_with([f"label {k}" for k in range(classes)], tmp_path)
@@ -165,14 +183,15 @@ def test_a_row_alone_keeps_nothing_of_its_batch(bundle: Bundle) -> None:
     row: Row = Answers(bundle).rows(outputs())[1].alone()
     assert row.order.base is None
     assert row.numbers.base is None
-    assert (row.order.shape, row.numbers.shape) == ((5,), (16,))
+    assert (row.order.shape, row.numbers.shape) == ((5,), (17,))
 
 
 def test_numbers_survive_as_they_are(bundle: Bundle) -> None:
     """A probability of 1e-45 is told as such, 0.1 as 0.1, and what is no number as null."""
     logits = np.array([[3, 2, 1, 0, -1]], np.float32)
     probabilities = np.array([[0.1, 1e-45, 1e-30, 1 / 3, np.nan]], np.float32)
-    given = Outputs(logits, probabilities, logits > 2, np.array([np.inf], np.float32), np.array([False]))
+    strange = np.array([np.inf], np.float32)
+    given = Outputs(logits, probabilities, logits > 2, strange, np.array([False]), strange)
     answers = Answers(bundle)
     text = answers.encode(answers.rows(given)[0], Options(None), "id-1")
     for told in (b'"probability":0.1,', b'"probability":1e-45,', b'"probability":1e-30,', b'"probability":0.33333334,'):
@@ -183,13 +202,13 @@ def test_numbers_survive_as_they_are(bundle: Bundle) -> None:
 
 def test_a_result_has_the_members_of_the_contract(bundle: Bundle) -> None:
     """Every member, with the bundle's own names and figures."""
-    given = outputs()
-    result = sent(bundle, given)[0]
+    assert bundle.calibration is not None
+    result = sent(bundle, outputs())[0]
     predictions = result.pop("predictions")
     score = result["ood"].pop("score")
     assert result == {
         "request_id": "id-1",
-        "model": {"name": "pets", "version": "1", "sha256": bundle.calibration.model_sha256},
+        "model": {"name": "pets", "version": "1", "sha256": bundle.sha256},
         "prediction_set": {"labels": ["bee", "dog"], "coverage": 0.95, "method": "lac"},
         "abstain": True,
         "ood": {"method": "energy", "threshold": -3.5, "is_ood": False},
@@ -258,11 +277,44 @@ def test_a_strange_image_has_no_valid_calibration(bundle: Bundle) -> None:
     assert ordinary["abstain"] is False
 
 
-def test_more_than_one_possible_label_abstains(bundle: Bundle) -> None:
-    """A certain answer does not abstain; a set of two does."""
-    certain, doubtful = sent(bundle, outputs(np.array([[12.0, 0, 0, 0, 0], [9, 0, 8.5, 0, 0]], np.float32)))
-    assert (certain["prediction_set"]["labels"], certain["abstain"]) == (["ant"], False)
-    assert (doubtful["prediction_set"]["labels"], doubtful["abstain"]) == (["ant", "cat"], True)
+def test_who_is_not_sure_enough_abstains(bundle: Bundle) -> None:
+    """Below the confidence whose risk is known, however few labels are possible."""
+    assert bundle.calibration is not None
+    assert bundle.calibration.abstention.threshold == 0.7
+    given = outputs(np.array([[9, 0, 0, 0, 0], [9, 0, 8.5, 0, 0], [9, 7, 0, 0, 0]], np.float32), set_from=0.5)
+    sure, doubtful, nearly = sent(bundle, given)
+    assert (sure["prediction_set"]["labels"], sure["abstain"]) == (["ant"], False)
+    assert 0.5 < doubtful["predictions"][0]["probability"] < 0.7
+    assert (doubtful["prediction_set"]["labels"], doubtful["abstain"]) == (["ant"], True)
+    assert 0.7 < nearly["predictions"][0]["probability"] < 0.8
+    assert nearly["abstain"] is False
+
+
+def test_a_set_of_another_coverage(bundle: Bundle) -> None:
+    """By its own threshold, likeliest included; the rest of the answer stays as it is."""
+    given = outputs(np.array([[9, 0, 8.5, 0, 0], [1, 1.5, 0, 0, 0]], np.float32))
+    wide, narrow = (sent(bundle, given, Options(coverage=coverage)) for coverage in (0.95, 0.9))
+    assert [result["prediction_set"]["labels"] for result in wide] == [["ant", "cat"], ["bee"]]
+    assert [result["prediction_set"]["labels"] for result in narrow] == [["ant"], ["bee"]]
+    assert {result["prediction_set"]["coverage"] for result in narrow} == {0.9}
+    for one, other in zip(wide, narrow, strict=True):
+        assert one | {"prediction_set": None} == other | {"prediction_set": None}
+
+
+def test_without_calibration_nothing_is_promised(bundle: Bundle) -> None:
+    """The method is none, and every answer abstains."""
+    result = sent(replace(bundle, calibration=None), outputs())[1]
+    assert result["calibration"] == {
+        "id": None,
+        "method": "none",
+        "ece_15": None,
+        "ece_null_p99": None,
+        "n_fit": 0,
+        "valid_for": None,
+    }
+    assert result["prediction_set"]["method"] == result["ood"]["method"] == "none"
+    assert (result["prediction_set"]["coverage"], result["ood"]["threshold"]) == (None, None)
+    assert result["abstain"] is True
 
 
 def test_logits_come_when_asked_for(bundle: Bundle) -> None:

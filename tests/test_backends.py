@@ -60,7 +60,7 @@ def reference(directory: Path, pixels: Pixels) -> Outputs:
 
 def assert_same(left: Outputs, right: Outputs, tolerance: float = 1e-4) -> None:
     assert len(left) == len(right)
-    for name in ("logits", "probabilities", "energy"):
+    for name in ("logits", "probabilities", "energy", "ood_score"):
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=tolerance, atol=tolerance)
 
 
@@ -254,7 +254,7 @@ class Echo:
 
     def run(self) -> Outputs:
         column = self.pixels[:, 0, 0, :1].astype(np.float32)
-        return Outputs(column, column, column > 0, column[:, 0], column[:, 0] > 0)
+        return Outputs(column, column, column > 0, column[:, 0], column[:, 0] > 0, column[:, 0])
 
 
 @given(counts=st.lists(st.integers(1, 600), min_size=1, max_size=6))

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.test_answers import any_outputs, bundle_with, outputs
 from tests.test_bundle import write_bundle
 
-ARRAYS = ["probabilities", "energy", "prediction_set", "is_ood", "abstain", "failed"]
+ARRAYS = ["probabilities", "energy", "ood_score", "prediction_set", "is_ood", "abstain", "failed"]
 BINARY = MEDIA_TYPE.decode()
 FLAWED = UndecodableImage("The image is damaged.")
 
@@ -28,6 +28,10 @@ FLAWED = UndecodableImage("The image is damaged.")
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return load(write_bundle(tmp_path, labels=["ant", "bee", "cat", "dog", "owl"]))
+
+
+def binary(bundle: Bundle) -> BinaryAnswers:
+    return BinaryAnswers(bundle, Answers(bundle))
 
 
 @pytest.mark.slow
@@ -49,34 +53,45 @@ def test_what_is_decoded_is_what_the_graph_answered(
             outcomes.append(row)
     outcomes += rows
     sound = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Problem)]
-    found = decode(BinaryAnswers(bundle).encode(outcomes, Options(1, logits), "id-1"))
+    found = decode(binary(bundle).encode(outcomes, Options(1, logits), "id-1"))
     arrays = found["arrays"]
     assert list(arrays) == ARRAYS + ["logits"] * logits
-    for name in ("probabilities", "energy", "prediction_set", "is_ood", *["logits"] * logits):
+    for name in ("probabilities", "energy", "ood_score", "prediction_set", "is_ood", *["logits"] * logits):
         expected = getattr(given, name)
         np.testing.assert_array_equal(arrays[name][sound], expected.astype(arrays[name].dtype))
-    np.testing.assert_array_equal(arrays["abstain"][sound], given.is_ood | (given.prediction_set.sum(1) > 1))
+    assert arrays["abstain"][sound].tolist() == [outcomes[i].abstain for i in sound if isinstance(outcomes[i], Row)]
     assert np.flatnonzero(arrays["failed"] == 0).tolist() == sound
     assert (found["n"], found["classes"], found["labels"]) == (len(outcomes), classes, bundle.manifest.labels)
 
 
 def test_the_header_tells_what_every_answer_has_in_common(bundle: Bundle) -> None:
     """The constants of the JSON answer under the same names, and the request's id."""
-    body = BinaryAnswers(bundle).encode(Answers(bundle).rows(outputs()), Options(), "id-1")
+    body = binary(bundle).encode(Answers(bundle).rows(outputs()), Options(), "id-1")
     found = decode(body)
     assert {name: found[name] for name in constants(bundle)} == constants(bundle)
     assert found["request_id"] == "id-1"
     assert found["errors"] == {}
 
 
+def test_sets_of_another_coverage(bundle: Bundle) -> None:
+    """Those of the JSON answer, and the header says which."""
+    answers = Answers(bundle)
+    rows = answers.rows(outputs())
+    for coverage in bundle.coverages:
+        found = decode(BinaryAnswers(bundle, answers).encode(rows, Options(coverage=coverage), "id-1"))
+        assert found["prediction_set"] == {"coverage": coverage, "method": "lac"}
+        sets = [list(answers.members(row, coverage)) for row in rows]
+        assert found["arrays"]["prediction_set"].tolist() == sets
+
+
 def test_a_failed_file_offers_no_answer(bundle: Bundle) -> None:
     """Its problem is in the header, its numbers are NaN, its set is empty, and a person should look."""
     outcomes: list[Row | Problem] = [FLAWED, *Answers(bundle).rows(outputs()), FLAWED]
-    found = decode(BinaryAnswers(bundle).encode(outcomes, Options(logits=True), "id-1"))
+    found = decode(binary(bundle).encode(outcomes, Options(logits=True), "id-1"))
     assert found["errors"] == {"0": FLAWED.document("id-1"), "4": FLAWED.document("id-1")}
     arrays = found["arrays"]
     assert arrays["failed"].tolist() == [1, 0, 0, 0, 1]
-    for name in ("probabilities", "energy", "logits"):
+    for name in ("probabilities", "energy", "ood_score", "logits"):
         assert np.isnan(arrays[name][[0, 4]]).all()
         assert np.isfinite(arrays[name][1:4]).all()
     assert not arrays["prediction_set"][[0, 4]].any()
@@ -86,7 +101,7 @@ def test_a_failed_file_offers_no_answer(bundle: Bundle) -> None:
 
 def test_a_request_of_failed_files_only_has_every_array(bundle: Bundle) -> None:
     """The shapes are those of any answer."""
-    arrays = decode(BinaryAnswers(bundle).encode([FLAWED] * 3, Options(), "id-1"))["arrays"]
+    arrays = decode(binary(bundle).encode([FLAWED] * 3, Options(), "id-1"))["arrays"]
     assert {name: array.shape for name, array in arrays.items()} == {
         name: (3, 5) if name in ("probabilities", "prediction_set") else (3,) for name in ARRAYS
     }
@@ -96,7 +111,7 @@ def test_a_request_of_failed_files_only_has_every_array(bundle: Bundle) -> None:
 def test_arrays_lie_where_any_machine_reads_them_fast(bundle: Bundle, n: int) -> None:
     """Each at a multiple of 8 bytes from the start, little-endian, and nothing after the last but its padding."""
     rows = Answers(bundle).rows(outputs(np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)))
-    body = BinaryAnswers(bundle).encode(rows, Options(logits=True), "i" * n)
+    body = binary(bundle).encode(rows, Options(logits=True), "i" * n)
     arrays = list(decode(body)["arrays"].values())
     assert [array.dtype.str for array in arrays] == ["<f4", "<f4", "|u1", "|u1", "|u1", "|u1", "<f4"]
     at = 8 + int.from_bytes(body[4:8], "little")

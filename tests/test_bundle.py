@@ -1,5 +1,6 @@
 """service.bundle: only a bundle that is whole and means what it says is served; any other is refused by name."""
 
+import copy
 import hashlib
 import json
 import os
@@ -9,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from service import files
+from service import calibrators, files
 from service import seal as seal_module
-from service.bundle import discover, load, preprocessing_digest
-from service.calibration import softmax
+from service.audit import preprocessing_digest
+from service.bundle import discover, load
 from service.errors import BundleError
 from service.images import InputSpec
 from service.seal import model_file
@@ -23,7 +25,19 @@ Edit = Callable[[Json], object]
 
 LABELS = ["cat", "dog", "owl"]
 SPEC = InputSpec("photo", 8, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-NETWORKS = {"model.onnx": b"an ONNX graph", "model.torchscript.pt": b"a TorchScript graph"}
+PARAMETERS = {"temperature": 1.5, "prediction_set_threshold": 0.4, "ood_threshold": -3.5}
+
+
+def network(**parameters: Any) -> bytes:
+    """An ONNX file with these weights, which does nothing."""
+    weights = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in parameters.items()]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1,)) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "none", ends[:1], ends[1:], weights)
+    content: bytes = helper.make_model(graph, ir_version=8).SerializeToString()
+    return content
+
+
+NETWORKS = {"model.onnx": network(**PARAMETERS), "model.torchscript.pt": b"a TorchScript graph"}
 FILES = [*NETWORKS, "MODEL_CARD.md", "calibration.json"]
 
 
@@ -38,30 +52,63 @@ def identified(calibration: Json) -> Json:
     return content | {"id": "sha256:" + sha256(canonical)}
 
 
-def calibration_document(labels: list[str] = LABELS) -> Json:
-    logits = np.random.default_rng(0).normal(size=(4, len(labels))) * 5
-    figures = {"n": 2000, "accuracy": 0.97, "nll": 0.09, "brier": 0.05, "ece_15": 0.011}
+def figures(**others: float) -> Json:
+    errors = dict.fromkeys(("classwise_ece_15", "equal_mass_ece_15", "top_label_ece_15", "smooth_ece"), 0.012)
+    murphy = {"reliability": 0.001, "resolution": 0.02, "uncertainty": 0.03, "aurc": 0.004}
+    return {"n": 2000, "accuracy": 0.97, "nll": 0.09, "brier": 0.05, "ece_15": 0.011, **errors, **murphy, **others}
+
+
+def null_figures() -> Json:
+    names = ("ece_15", "classwise_ece_15", "equal_mass_ece_15", "top_label_ece_15", "smooth_ece")
+    values = {"mean": 0.008, "p95": 0.012, "p99": 0.014}
+    return {f"{name}_{part}": value for name in names for part, value in values.items()}
+
+
+def calibration_document(
+    labels: list[str] = LABELS, method: str = "map_temperature", params: Json | None = None
+) -> Json:
+    params = params if params is not None else {"temperature": 1.5}
+    logits = np.random.default_rng(0).normal(size=(32, len(labels))) * 5
+    bin_ = {"low": 0.1, "high": 1.0, "n": 9, "confidence": 0.9, "accuracy": 0.8, "null_low": 0.7, "null_high": 0.95}
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model_sha256": sha256(NETWORKS["model.onnx"]),
         "labels": labels,
         "input": {"kind": "logits", "preprocessing_sha256": preprocessing_digest(SPEC)},
-        "method": "map_temperature",
-        "params": {"temperature": 1.5},
+        "method": method,
+        "params": params,
+        "selection": {
+            "candidates": [method],
+            "cv_nll": {method: 0.1},
+            "se": {method: 0.5},
+            "chosen": method,
+            "seed": 0,
+            "folds": 5,
+        },
+        "gates": [{"name": "ece_15", "value": 0.011, "bound": 0.014, "passed": True}],
         "data": {
             split: {"n": 1000 + i, "n_errors": 30 + i, "index_sha256": sha256(split.encode())}
             for i, split in enumerate(("fit", "conformal", "eval"))
         },
-        "metrics": {
-            "before": figures | {"ece_15": 0.034},
-            "after": figures,
-            "null": {"ece_15_mean": 0.008, "ece_15_p95": 0.012, "ece_15_p99": 0.014},
-        },
+        "metrics": {"before": figures(ece_15=0.034), "after": figures(), "null": null_figures()},
+        "bins": {"before": [bin_], "after": [bin_]},
+        "risk_coverage": [{"coverage": 1.0, "risk": 0.03, "confidence": 0.2}],
+        "classes": [{"label": label, "n": 9, "recall": 0.9, "ece": 0.01, "ece_null_p99": 0.02} for label in labels],
+        "confusion": [[9] * len(labels)] * len(labels),
         "conformal": [{"alpha": 0.05, "threshold": 0.4, "n": 1001}, {"alpha": 0.1, "threshold": 0.6, "n": 1001}],
-        "ood": {"method": "energy", "threshold": -3.5, "id_tpr": 0.99},
+        "abstention": {
+            "risk": 0.02,
+            "threshold": 0.7,
+            "delta": 0.05,
+            "coverage": 0.9,
+            "risk_bound": 0.019,
+            "n": 1001,
+        },
+        "ood": {"method": "energy", "threshold": -3.5, "id_tpr": 0.99, "parameters_sha256": {}},
         "created_by": {"python": "3.11.7"},
         "test_vectors": [
-            {"logits": row.tolist(), "probabilities": softmax(row[None] / 1.5)[0].tolist()} for row in logits
+            {"logits": row.tolist(), "probabilities": calibrators.probabilities(method, row[None], params)[0].tolist()}
+            for row in logits
         ],
     }
     return identified(document)
@@ -129,8 +176,9 @@ def test_a_sound_bundle_loads(directory: Path) -> None:
     assert found.directory == directory
     assert found.manifest.name == "pets"
     assert found.manifest.input == SPEC
+    assert found.calibration is not None
     assert found.manifest.labels == found.calibration.labels == LABELS
-    assert found.calibration.params.temperature == 1.5
+    assert found.calibration.params == {"temperature": 1.5}
     assert found.sha256 == sha256(NETWORKS["model.onnx"])
 
 
@@ -275,7 +323,7 @@ def test_a_bundle_without_manifest_is_refused(directory: Path) -> None:
 def test_documents_that_are_not_such_json_are_refused(directory: Path, content: bytes) -> None:
     """Neither document may be anything but its own kind of JSON."""
     write_calibration(directory, content)
-    refused(directory, "calibration.json", "is not valid")
+    refused(directory, "calibration.json", "is not valid|is of schema version None")
     (directory / "manifest.json").write_bytes(content)
     refused(directory, "manifest.json", "is not valid")
 
@@ -300,7 +348,7 @@ def test_no_value_of_a_calibration_can_be_edited_unnoticed(directory: Path) -> N
             value + "0" if isinstance(value, str) else value * 1.01 if isinstance(value, float) else value + 1
         )
         write_calibration(directory, json.dumps(document).encode())
-        refused(directory, "calibration.json", "cannot be trusted|is not valid")
+        refused(directory, "calibration.json", "cannot be trusted|is not valid|is of schema version")
         container[key] = value
     write_calibration(directory, json.dumps(document).encode())
     load(directory)
@@ -341,28 +389,36 @@ def setting(*path: str | int, to: Any) -> Edit:
         (setting("model_sha256", to=sha256(b"another graph")), "belongs to another model.onnx"),
         (setting("input", "preprocessing_sha256", to=sha256(b"another way")), "other preprocessing"),
         (setting("params", "temperature", to=1.6), "test vectors"),
-        (setting("params", "temperature", to=0.049), "is not valid.*temperature"),
-        (setting("params", "temperature", to=20.1), "is not valid.*temperature"),
-        (setting("params", "temperature", to=0), "is not valid.*temperature"),
-        (setting("params", "temperature", to=-1.5), "is not valid.*temperature"),
+        (setting("params", "temperature", to=0.049), "its temperature cannot be"),
+        (setting("params", "temperature", to=20.1), "its temperature cannot be"),
+        (setting("params", "temperature", to=0.0), "its temperature cannot be"),
+        (setting("params", "temperature", to=-1.5), "its temperature cannot be"),
         (setting("params", "temperature", to=float("nan")), "is not valid.*temperature"),
         (setting("params", "temperature", to=float("inf")), "is not valid.*temperature"),
         (setting("params", "temperature", to=None), "is not valid.*temperature"),
-        (setting("params", "bias", to=0.1), "is not valid.*bias"),
+        (setting("params", "bias", to=0.1), "its bias cannot be"),
+        (setting("params", to={}), "its temperature cannot be"),
         (setting("surprise", to=1), "is not valid.*surprise"),
-        (setting("schema_version", to=2), "is not valid.*schema_version"),
+        (setting("schema_version", to=1), "is of schema version 1, not 2"),
+        (setting("schema_version", to=None), "is of schema version None"),
         (setting("method", to="none"), "is not valid.*method"),
         (setting("metrics", "after", "ece_15", to=float("nan")), "is not valid.*ece_15"),
         (setting("metrics", "after", "accuracy", to=1.01), "is not valid.*accuracy"),
-        (setting("conformal", to=[]), "no prediction-set threshold"),
+        (setting("conformal", to=[]), "is not valid.*conformal"),
         (setting("conformal", 0, "n", to=18), "too few images"),
         (setting("conformal", 0, "alpha", to=0), "is not valid.*alpha"),
+        (setting("conformal", 1, "alpha", to=0.05), "names a coverage twice"),
+        (setting("conformal", 0, "threshold", to=0.41), "the prediction_set_threshold in model.onnx is another"),
+        (setting("ood", "threshold", to=-3.4), "the ood_threshold in model.onnx is another"),
+        (setting("ood", "parameters_sha256", to={"bank": "0" * 64}), "the bank in model.onnx is another"),
+        (setting("gates", 0, "passed", to=False), r"has not passed its gates \(ece_15\)"),
+        (setting("abstention", "threshold", to=2), "is not valid.*abstention"),
         (setting("conformal", 0, "threshold", to=float("-inf")), "is not valid.*threshold"),
         (setting("ood", "threshold", to=float("nan")), "is not valid.*threshold"),
         (setting("data", "fit", "index_sha256", to=sha256(b"eval")), "does not tell its splits apart"),
         (setting("data", "fit", "index_sha256", to=sha256(b"conformal")), "does not tell its splits apart"),
         (setting("data", "train", to={"n": 1, "n_errors": 0, "index_sha256": "0" * 64}), "is not valid"),
-        (lambda document: document["data"].pop("fit"), "does not tell its splits apart"),
+        (lambda document: document["data"].pop("fit"), "does not name its three splits"),
         (lambda document: document.pop("test_vectors"), "is not valid.*test_vectors"),
         (setting("test_vectors", to=[]), "test vectors"),
         (setting("test_vectors", 2, "probabilities", 0, to=0.5), "test vectors"),
@@ -379,7 +435,7 @@ def test_a_calibration_that_cannot_be_meant_is_refused(directory: Path, edit: Ed
 @pytest.mark.parametrize(("alpha", "enough"), [(0.05, 19), (0.1, 9), (0.01, 99)])
 def test_the_fewest_images_for_a_coverage_are_accepted(directory: Path, alpha: float, enough: int) -> None:
     """⌈1/α⌉ − 1 held-out images carry a threshold; one fewer cannot."""
-    edit_calibration(directory, setting("conformal", to=[{"alpha": alpha, "threshold": 0.5, "n": enough}]))
+    edit_calibration(directory, setting("conformal", to=[{"alpha": alpha, "threshold": 0.4, "n": enough}]))
     load(directory)
     edit_calibration(directory, setting("conformal", 0, "n", to=enough - 1))
     refused(directory, "calibration.json", "too few images")
@@ -398,8 +454,7 @@ def test_the_fewest_images_for_a_coverage_are_accepted(directory: Path, alpha: f
         (setting("schema_version", to=2), "schema_version"),
         (setting("surprise", to=1), "surprise"),
         (setting("files", "model.onnx", to="0"), "files"),
-        (lambda document: document["files"].pop("model.onnx"), "another model.onnx"),
-        (lambda document: document["files"].pop("calibration.json"), "does not vouch for calibration.json"),
+        (lambda document: document["files"].pop("model.onnx"), "does not vouch for model.onnx"),
         (lambda document: document.pop("files"), "files"),
     ],
 )
@@ -407,6 +462,81 @@ def test_a_manifest_that_cannot_be_meant_is_refused(directory: Path, edit: Edit,
     """What is missing, strange or contradicts the calibration is not served."""
     edit_manifest(directory, edit)
     refused(directory, "", f"(?s){reason}")
+
+
+def test_a_bundle_without_calibration_promises_nothing(directory: Path) -> None:
+    """It is served, and knows that it has none."""
+    (directory / "calibration.json").unlink()
+    edit_manifest(directory, lambda manifest: manifest["files"].pop("calibration.json"))
+    found = load(directory)
+    assert found.calibration is None
+    assert found.coverages == ()
+    assert found.sha256 == sha256(NETWORKS["model.onnx"])
+
+
+ISOTONIC = {"temperature": 1.5, "knots": [0.0, 0.25, 1.0], "values": [0.0, 0.5, 1.0]}
+OTHER_METHODS: dict[str, tuple[Json, Json]] = {
+    # Parameters, and what the graph computes with.
+    "identity": ({}, {}),
+    "beta_pooled": (beta := {"temperature": 1.5, "a": 1.2, "b": 0.8, "c": 0.1}, beta),
+    "isotonic_pooled": (
+        ISOTONIC,
+        {"temperature": 1.5, "starts": [0, 0.25], "widths": [0.25, 0.75], "slopes": [2, 2 / 3]},
+    ),
+    "vector": (
+        classes := {"weights": [1.0, 0.9, 1.1], "biases": [0.0, 0.1, -0.1]},
+        classes,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_every_method_is_checked_against_the_graph(directory: Path, method: str) -> None:
+    """Each parameter by its name; one that is another in the graph, or missing there, is noticed."""
+    params, weights = OTHER_METHODS[method]
+    thresholds = {name: value for name, value in PARAMETERS.items() if name != "temperature"}
+
+    def with_graph(**parameters: Any) -> None:
+        content = network(**parameters)
+        (directory / "model.onnx").write_bytes(content)
+        document = calibration_document(method=method, params=params) | {"model_sha256": sha256(content)}
+        write_calibration(directory, json.dumps(identified(document)).encode())
+        edit_manifest(directory, lambda manifest: manifest["files"].update({"model.onnx": sha256(content)}))
+
+    with_graph(**weights, **thresholds)
+    load(directory)
+    for name, value in weights.items():
+        with_graph(**{**weights, name: np.asarray(value) + 1e-6}, **thresholds)
+        refused(directory, "calibration.json", f"the {name} in model.onnx is another")
+        with_graph(**{key: weights[key] for key in weights if key != name}, **thresholds)
+        refused(directory, "calibration.json", f"model.onnx has no {name}")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (setting("params", "knots", to=[0.0, 0.5, 0.25, 1.0]), "does not rise"),
+        (setting("params", "knots", to=[0.1, 0.25, 1.0]), "does not rise"),
+        (setting("params", "values", to=[0.0, 0.5, 0.5]), "does not rise"),
+        (setting("params", "values", to=[0.1, 0.5, 1.0]), "does not rise"),
+        (setting("params", "values", to=[0.0, 1.0]), "does not rise"),
+        (setting("params", "values", to=0.5), "its values cannot be"),
+    ],
+)
+def test_a_map_that_does_not_rise_is_refused(directory: Path, edit: Edit, reason: str) -> None:
+    """It would turn the order of the classes around."""
+    document = calibration_document(method="isotonic_pooled", params=copy.deepcopy(ISOTONIC))
+    edit(document)
+    write_calibration(directory, json.dumps(identified(document)).encode())
+    refused(directory, "calibration.json", reason)
+
+
+def test_a_graph_that_is_none_is_refused(directory: Path) -> None:
+    """Though its digest is in order."""
+    (directory / "model.onnx").write_bytes(b"\xff" * 40)
+    edit_manifest(directory, lambda manifest: manifest["files"].update({"model.onnx": sha256(b"\xff" * 40)}))
+    edit_calibration(directory, setting("model_sha256", to=sha256(b"\xff" * 40)))
+    refused(directory, "model.onnx", "is not a sound ONNX file")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,30 +14,45 @@ import torch
 from torch import nn
 
 from export import onnx as onnx_form
+from export import strangeness
 from export import torchscript as torchscript_form
 from export.__main__ import load_network
-from export.graph import CalibratedGraph
+from export.graph import Answering, CalibratedGraph
 from export.parity import ParityError, reference, verify
+from export.strangeness import Seen
 from models import MODELS, weights_path
-from models.datasets import DATASETS
+from models.datasets import DATASETS, normalise
+from models.evaluate import features_and_logits
 from service import bundle
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
+from service.backends.agreement import disagreement
+from service.backends.initializers import initializers
 from service.calibration import energy, expected_calibration_error, softmax
+from service.calibrators import METHODS
+from service.documents import OodMethod
 from service.errors import BundleError
 from service.images import Pixels
 from service.settings import BUNDLES
 from tests.conftest import ROOT, data_dir
+from tests.test_bundle import edit_calibration, edit_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 FORMS = {"onnx": (onnx_form, onnx_backend), "torchscript": (torchscript_form, torchscript_backend)}
-TEMPERATURE, SET_THRESHOLD, ENERGY_THRESHOLD = 1.5, 0.2, -2.0
+TEMPERATURE, SET_THRESHOLD, OOD_THRESHOLD = 1.5, 0.2, -2.0
+ANSWERING = Answering("map_temperature", {"temperature": TEMPERATURE}, SET_THRESHOLD, "energy", OOD_THRESHOLD)
+PARAMS: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "map_temperature": {"temperature": 1.5},
+    "beta_pooled": {"temperature": 1.3, "a": 1.2, "b": 1.4, "c": 0.9},
+    "isotonic_pooled": {"temperature": 0.7, "knots": [0.0, 0.01, 0.5, 1.0], "values": [0.0, 0.1, 0.4, 0.97]},
+    "vector": {"weights": np.linspace(0.5, 1.5, 10).tolist(), "biases": np.linspace(-1, 1, 10).tolist()},
+}
 
 
-def trained_graph(name: str = "digits") -> CalibratedGraph:
+def trained_graph(name: str = "digits", answering: Answering = ANSWERING) -> CalibratedGraph:
     net = load_network(MODELS[name].build(), weights_path(name))
-    spec = DATASETS[MODELS[name].dataset].input
-    return CalibratedGraph(net, spec, TEMPERATURE, SET_THRESHOLD, ENERGY_THRESHOLD).eval()
+    return CalibratedGraph(net, DATASETS[MODELS[name].dataset].input, answering).eval()
 
 
 def random_pixels(n: int) -> Pixels:
@@ -63,7 +79,33 @@ def test_the_graph_answers_what_its_parameters_say() -> None:
     expected = (probabilities >= SET_THRESHOLD) | (probabilities == probabilities.max(1, keepdims=True))
     np.testing.assert_array_equal(outputs.prediction_set, expected)
     np.testing.assert_allclose(outputs.energy, energy(logits), atol=1e-4)
-    np.testing.assert_array_equal(outputs.is_ood, outputs.energy > ENERGY_THRESHOLD)
+    np.testing.assert_array_equal(outputs.ood_score, outputs.energy)
+    np.testing.assert_array_equal(outputs.is_ood, outputs.energy > OOD_THRESHOLD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", strangeness.SCORES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_in_every_form(method: str, score: OodMethod, tmp_path: Path) -> None:
+    """numpy, torch, ONNX Runtime and TorchScript at batch 1 and 64; parameters keep their names in both files."""
+    net, pixels = load_network(MODELS["digits"].build(), weights_path("digits")), random_pixels(64)
+    features, logits = features_and_logits(net, normalise("mnist", random_pixels(200)), torch.device("cpu"))
+    found = strangeness.FITS[score](net, Seen(features.numpy(), logits.numpy()))
+    answering = Answering(method, PARAMS[method], SET_THRESHOLD, score, OOD_THRESHOLD, found)
+    graph = trained_graph(answering=answering)
+    expected = reference(graph, pixels)
+    plain = METHODS[method](expected.logits.astype(np.float64), PARAMS[method])
+    np.testing.assert_allclose(expected.probabilities, plain, rtol=0, atol=1e-6)
+    for form, (_, backend) in FORMS.items():
+        write(form, graph, tmp_path)
+        loaded = backend.load(tmp_path, "cpu", 1)
+        assert disagreement(loaded.forward(pixels), expected) is None
+        assert disagreement(loaded.forward(pixels[:1]), next(iter(expected.split([1])))) is None
+    kept = initializers((tmp_path / onnx_backend.FILE).read_bytes())
+    named = dict(torch.jit.load(tmp_path / torchscript_backend.FILE).named_buffers())
+    for name, value in answering.buffers().items():
+        np.testing.assert_array_equal(kept[name].ravel(), np.ravel(value))
+        np.testing.assert_array_equal(named[name].numpy(), value)
 
 
 @pytest.mark.slow
@@ -110,20 +152,22 @@ def test_a_committed_graph_is_as_specified(name: str) -> None:
     assert shape.elem_type == onnx.TensorProto.UINT8
     assert [d.dim_param or d.dim_value for d in shape.shape.dim] == ["batch", 32, 32, 3]
     values = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
-    assert values["temperature"] == np.float32(found.calibration.params.temperature)
+    assert found.calibration is not None
+    for parameter, value in found.calibration.params.items():
+        if parameter in values:
+            np.testing.assert_array_equal(values[parameter], np.asarray(value, np.float32))
     assert values["prediction_set_threshold"] == np.float32(found.calibration.conformal[0].threshold)
-    assert values["energy_threshold"] == np.float32(found.calibration.ood.threshold)
+    assert values["ood_threshold"] == np.float32(found.calibration.ood.threshold)
 
 
 @pytest.mark.parametrize("name", MODELS_SERVED)
 def test_committed_bundles_reproduce_their_test_vectors(name: str) -> None:
-    """The probabilities of calibration.json follow from its logits at its temperature."""
-    found = bundle.discover(BUNDLES)[name]
-    for vector in found.calibration.test_vectors:
-        logits = np.array([vector.logits])
-        np.testing.assert_allclose(
-            softmax(logits / found.calibration.params.temperature)[0], vector.probabilities, atol=1e-5
-        )
+    """The probabilities of calibration.json follow from its logits by its parameters."""
+    calibration = bundle.discover(BUNDLES)[name].calibration
+    assert calibration is not None
+    for vector in calibration.test_vectors:
+        expected = METHODS[calibration.method](np.array([vector.logits]), calibration.params)[0]
+        np.testing.assert_allclose(expected, vector.probabilities, atol=1e-5)
         assert abs(sum(vector.probabilities) - 1) < 1e-5
 
 
@@ -134,13 +178,17 @@ def test_both_committed_forms_agree_with_the_committed_weights(name: str) -> Non
     found = bundle.discover(BUNDLES)[name]
     net = load_network(MODELS[name].build(), weights_path(name))
     calibration = found.calibration
-    graph = CalibratedGraph(
-        net,
-        found.manifest.input,
-        calibration.params.temperature,
+    assert calibration is not None
+    kept = initializers((found.directory / onnx_backend.FILE).read_bytes())
+    answering = Answering(
+        calibration.method,
+        calibration.params,
         calibration.conformal[0].threshold,
+        calibration.ood.method,
         calibration.ood.threshold,
+        {parameter: kept[parameter] for parameter in calibration.ood.parameters_sha256},
     )
+    graph = CalibratedGraph(net, found.manifest.input, answering)
     for form, (_, backend) in FORMS.items():
         verify(graph.eval(), backend.load(found.directory, "cpu", 1), random_pixels(64), form)
 
@@ -155,7 +203,9 @@ def test_committed_files_name_no_path_of_the_machine_that_made_them(name: str) -
 
 
 def test_changing_an_initializer_changes_the_answer_and_is_refused(tmp_path: Path) -> None:
-    """The temperature in the graph is the one that counts, and a graph edited afterwards is not served."""
+    """The temperature in the graph is the one that counts; a graph edited afterwards is not served, nor one whose
+    digests were forged to go with it.
+    """
     source = bundle.discover(BUNDLES)["digits"].directory
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -167,7 +217,12 @@ def test_changing_an_initializer_changes_the_answer_and_is_refused(tmp_path: Pat
     before = onnx_backend.load(source, "cpu", 1).forward(pixels).probabilities
     after = onnx_backend.load(tmp_path, "cpu", 1).forward(pixels).probabilities
     assert np.abs(before - after).max() > 0.01
-    with pytest.raises(BundleError, match=r"model\.onnx"):
+    with pytest.raises(BundleError, match=r"model\.onnx is not the file its manifest describes"):
+        bundle.load(tmp_path)
+    digest = bundle.digest(tmp_path / onnx_backend.FILE)
+    edit_manifest(tmp_path, lambda manifest: manifest["files"].update({onnx_backend.FILE: digest}))
+    edit_calibration(tmp_path, lambda document: document.update(model_sha256=digest))
+    with pytest.raises(BundleError, match=r"the temperature in model\.onnx is another"):
         bundle.load(tmp_path)
 
 
@@ -180,7 +235,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_an_existing_version_is_never_overwritten() -> None:
     """Exporting the committed version again fails with one line and changes nothing."""
-    ended = run("digits", "--version", "1")
+    ended = run("digits", "--version", bundle.discover(BUNDLES)["digits"].manifest.version)
     assert ended.returncode == 1
     assert "exists; choose another --version" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -217,7 +272,10 @@ def test_exporting_again_gives_the_committed_bundle(tmp_path: Path) -> None:
     ended = run("digits", "--bundles", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     made, committed = bundle.load(tmp_path / "digits" / "1"), bundle.discover(BUNDLES)["digits"]
-    assert made.calibration.params.temperature == pytest.approx(committed.calibration.params.temperature, rel=1e-4)
+    assert made.calibration is not None
+    assert committed.calibration is not None
+    assert made.calibration.method == committed.calibration.method
+    assert made.calibration.params == pytest.approx(committed.calibration.params, rel=1e-4)
     assert made.calibration.data == committed.calibration.data
     figures = committed.calibration.metrics.after
     assert made.calibration.metrics.after.accuracy == pytest.approx(figures.accuracy, abs=1e-4)
@@ -239,6 +297,7 @@ def test_a_committed_graph_scores_what_is_published(name: str) -> None:
     parts = [session.run(["probabilities"], {"pixels": fed[i : i + 500]})[0] for i in range(0, len(fed), 500)]
     probabilities = np.concatenate(parts)
     correct = probabilities.argmax(1) == data.test_labels
+    assert found.calibration is not None
     published = found.calibration.metrics.after
     assert correct.mean() == pytest.approx(published.accuracy, abs=2e-4)
     assert expected_calibration_error(probabilities.max(1), correct) == pytest.approx(published.ece_15, abs=1e-4)

@@ -50,7 +50,7 @@ class Network:
         images = 4.5 if self.placement.winograd and self.plan.winograd_from else len(pixels)
         self.take((self.fixed + self.each * images) / (2 if alone else 1))
         column = np.zeros(len(pixels), np.float32)
-        return Outputs(column[:, None], column[:, None], column[:, None] > 0, column, column > 0)
+        return Outputs(column[:, None], column[:, None], column[:, None] > 0, column, column > 0, column)
 
 
 @pytest.fixture
