@@ -23,7 +23,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 # Where the bill of materials of each lock goes.
 SBOM ?= .cache/sbom
-LOCKS := serve serve-gpu signing oidc dev torch
+LOCKS := serve serve-gpu signing oidc dev torch oracles
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check format fuzz soak train export sign load bench image image-test image-abuse lock sbom clean
@@ -92,6 +92,7 @@ lock: $(VENV)/serve ## renew the locks after a change of requirements/*.in
 	$(COMPILE) -c requirements/serve.lock requirements/signing.in -o requirements/signing.lock
 	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock requirements/oidc.in -o requirements/oidc.lock
 	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock -c requirements/oidc.lock requirements/dev.in -o requirements/dev.lock
+	$(COMPILE) --no-deps -c requirements/dev.lock requirements/oracles.in -o requirements/oracles.lock
 
 sbom: $(VENV)/dev ## write a bill of materials (CycloneDX) of each lock to SBOM (.cache/sbom)
 	@mkdir -p $(SBOM)
@@ -121,8 +122,9 @@ $(VENV)/oidc: $(VENV)/serve requirements/oidc.lock
 	@touch $@
 
 # torch's wheel is checked against the lock; a CUDA build of it then names its libraries itself, each by exact version.
-$(VENV)/dev: $(VENV)/serve requirements/dev.lock requirements/torch.lock
+$(VENV)/dev: $(VENV)/serve requirements/dev.lock requirements/torch.lock requirements/oracles.lock
 	$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
 	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/torch.lock
 	$(PIP_INSTALL) -r requirements/torch.in
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/oracles.lock
 	@touch $@

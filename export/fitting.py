@@ -48,7 +48,7 @@ def beta_pooled(logits: Floats, labels: Labels) -> Params:
     a and b are positive, and without errors the map stays near the identity a = b = 1, c = 0.
     """
     temperature = fit_temperature(logits, labels)
-    inside, outside = _log_parts(logits / temperature)
+    inside, outside = _log_parts(np.asarray(logits, np.float64) / temperature)
     a, b, c = converged(_beta_loss(inside, outside, labels), np.zeros(3))
     return {"temperature": temperature, "a": float(np.exp(a)), "b": float(np.exp(b)), "c": float(c)}
 
@@ -165,12 +165,11 @@ def _vector_loss(logits: Doubles, labels: Labels, centre: Doubles) -> Loss:
     return loss
 
 
-def _log_parts(logits: Floats) -> tuple[Doubles, Doubles]:
+def _log_parts(logits: Doubles) -> tuple[Doubles, Doubles]:
     """The logarithms of p and 1 − p, (N, C) each, of softmax(logits); 1 − p is the sum of the others, no difference."""
-    wide = np.asarray(logits, np.float64)
-    total = logsumexp(wide, axis=1, keepdims=True)
-    others = [logsumexp(np.delete(wide, k, axis=1), axis=1) for k in range(wide.shape[1])]
-    return wide - total, np.stack(others, axis=1) - total
+    total = logsumexp(logits, axis=1, keepdims=True)
+    others = [logsumexp(np.delete(logits, k, axis=1), axis=1) for k in range(logits.shape[1])]
+    return logits - total, np.stack(others, axis=1) - total
 
 
 def _indicators(labels: Labels, classes: int) -> Doubles:
