@@ -17,9 +17,9 @@ from export.calibrate import fit, fit_strangeness
 from export.documents import Export, write_documents
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
-from export.parity import ParityError, verify
+from export.parity import ParityError, run, verify
 from export.promises import PROMISES, Promises
-from export.splits import observe
+from export.splits import Tested, observe
 from models import MODELS, weights_path
 from models.datasets import DATASETS
 from models.formats import DAMAGE, DataError
@@ -79,7 +79,13 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
             worst = verify(graph, backend.load(staging, "cpu", available_cores()), seen.test_pixels, form)
             print(f"{form}: {len(seen.test_pixels):,} test images agree, logits within {worst:.1e}")
         training = json.loads(weights.with_suffix(".json").read_text())
-        write_documents(staging, Export(name, version, spec, seen, fitted, strange.ood, training))
+        # The figures published are those of the written file itself.
+        answers = run(onnx_backend.load(staging, "cpu", 1), seen.test_pixels, batch_size=500)
+        tested = Tested(answers.logits, answers.probabilities)
+        labels = list(DATASETS[recipe.dataset].labels)
+        write_documents(
+            staging, Export(name, version, labels, spec, seen.held, tested, fitted, strange.ood, training)
+        )
         bundle.load(staging)
         staging.chmod(0o755)
         staging.rename(destination)

@@ -13,11 +13,8 @@ import onnxruntime
 
 from export.calibrate import Fitted
 from export.evidence import measure
-from export.parity import run
-from export.splits import HeldOut, Observed
-from models.datasets import DATASETS
+from export.splits import HeldOut, Tested
 from service.audit import TEST_VECTORS, calibration_id, preprocessing_digest
-from service.backends import Outputs
 from service.backends import onnx as onnx_backend
 from service.bundle import CALIBRATION, MANIFEST, digest
 from service.calibration import softmax
@@ -31,23 +28,24 @@ PACKAGES = ("torch", "onnx", "onnxscript", "numpy", "pillow")
 
 @dataclass(frozen=True)
 class Export:
-    """What is known of a model when its forms have been written. training is the record of its training run."""
+    """What is known of a model when its forms have been written.
+
+    tested: what they answer to the images of held.eval. training is the record of the training run.
+    """
 
     name: str
     version: str
+    labels: list[str]
     input: InputSpec
-    seen: Observed
+    held: HeldOut
+    tested: Tested
     fitted: Fitted
     ood: Ood
     training: dict[str, Any]
 
-    @property
-    def labels(self) -> list[str]:
-        return list(DATASETS[self.training["dataset"]].labels)
-
 
 def write_documents(directory: Path, export: Export) -> None:
-    """Describe the exported forms that lie in `directory`, from what they answer on the test set."""
+    """Describe the exported forms that lie in `directory`."""
     calibration = _calibration(directory, export)
     write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
     (directory / CARD).write_text(_card(directory, export, calibration))
@@ -66,32 +64,15 @@ def write_documents(directory: Path, export: Export) -> None:
 
 
 def _calibration(directory: Path, export: Export) -> Calibration:
-    # The figures published are those of the written file itself.
-    answers = run(onnx_backend.load(directory, "cpu", 1), export.seen.test_pixels, batch_size=500)
-    return calibration_of(
-        directory, export.labels, export.input, export.seen.held, export.fitted, export.ood, answers, _versions()
-    )
-
-
-def calibration_of(
-    directory: Path,
-    labels: list[str],
-    spec: InputSpec,
-    held: HeldOut,
-    fitted: Fitted,
-    ood: Ood,
-    answers: Outputs,
-    versions: dict[str, str],
-) -> Calibration:
-    """calibration.json of the graph in `directory`; `answers` to the eval split."""
-    evidence = measure(softmax(answers.logits), answers.probabilities, held.eval.labels, labels)
-    chosen = np.linspace(0, len(answers) - 1, TEST_VECTORS).astype(int)
+    held, fitted, answers = export.held, export.fitted, export.tested
+    evidence = measure(softmax(answers.logits), answers.probabilities, held.eval.labels, export.labels)
+    chosen = np.linspace(0, len(answers.logits) - 1, TEST_VECTORS).astype(int)
     selection = fitted.selection
     calibration = Calibration(
         id="sha256:" + "0" * 64,
         model_sha256=digest(directory / onnx_backend.FILE),
-        labels=labels,
-        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(spec)),
+        labels=export.labels,
+        input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(export.input)),
         method=cast(Method, selection.chosen),
         params={name: np.asarray(value).tolist() for name, value in selection.params.items()},
         selection=Selected(
@@ -115,8 +96,8 @@ def calibration_of(
         **vars(evidence),
         conformal=fitted.conformal,
         abstention=fitted.abstention,
-        ood=ood,
-        created_by=versions,
+        ood=export.ood,
+        created_by=_versions(),
         test_vectors=[
             TestVector(logits=answers.logits[i].tolist(), probabilities=answers.probabilities[i].tolist())
             for i in chosen

@@ -43,6 +43,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """What an exported graph answers to the images of `eval`: logits (N, C), calibrated probabilities (N, C)."""
+
+    logits: Array
+    probabilities: Array
+
+
+@dataclass(frozen=True)
 class Observed:
     """A network at work: on held-out images, on some it was trained on, and the pixels of the test set."""
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service import bundle
+from service.documents import Calibration
+from service.settings import BUNDLES
 from tests import container
 from tests.container import Container
 
@@ -120,6 +123,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def calibration(model: str) -> Calibration:
+    """Of the committed bundle."""
+    found = bundle.discover(BUNDLES)[model].calibration
+    assert found is not None
+    return found
 
 
 def fixtures(model: str) -> list[tuple[bytes, str]]:

@@ -19,7 +19,7 @@ SHA = "a" * 64
 
 
 def row(number: float = 0, classes: int = 2) -> Row:
-    return Row(np.arange(classes), np.full(1 + 3 * classes, number, np.float32), bytes(classes), False)
+    return Row(np.arange(classes), np.full(2 + 3 * classes, number, np.float32), bytes(classes), False, False)
 
 
 SIZE = size_of(row())
@@ -119,7 +119,7 @@ def test_its_bytes_are_those_of_the_memory_it_takes(classes: int, n: int) -> Non
         for i in range(n):
             # As in a batch: views, and bytes of their own.
             members = bytes(bytearray(classes))
-            cache.put(i.to_bytes(32, "little"), Row(np.arange(classes), batch[i % 64], members, False))
+            cache.put(i.to_bytes(32, "little"), Row(np.arange(classes), batch[i % 64], members, False, False))
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()

@@ -67,7 +67,7 @@ class Service:
         self.batcher = Batcher(forward, limits, Device().turns, lambda report: None, now)
         self.done: list[tuple[str, int]] = []
         backend = cast("Backend", None)
-        model = ServedModel(bundle, "none", backend, answers, BinaryAnswers(bundle), self.batcher)
+        model = ServedModel(bundle, "none", backend, answers, BinaryAnswers(bundle, answers), self.batcher)
         registry = Registry({"pets": model}, threads)
         classifier = Classifier(registry, 1_000_000, 1, AnswerCache(0), lambda *_: None)
         self.direct = DirectClassification(

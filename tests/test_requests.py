@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from service.settings import Settings
 T = TypeVar("T")
 
 FORM = b"multipart/form-data; boundary=XyZ"
+COVERAGES = (0.95, 0.9)
 LIMITS = Settings(max_body_bytes=1000, max_images=2, body_timeout_s=5)
 TEN = Settings(max_body_bytes=10)
 SPEC = InputSpec("photo", 2, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -94,7 +96,7 @@ def form(*contents: bytes) -> bytes:
 )
 def test_options_are_read(query: bytes, options: Options) -> None:
     """Every way to say what one wants of ten classes."""
-    assert request(query=query).options(10) == options
+    assert request(query=query).options(10, COVERAGES) == options
 
 
 @pytest.mark.parametrize(
@@ -104,36 +106,57 @@ def test_a_top_k_out_of_range_is_refused(value: str) -> None:
     """Only whole numbers from 1 to the number of classes in plain digits, or all; the message names the range."""
     query = b"top_k=" + "".join(f"%{byte:02X}" for byte in value.encode()).encode()
     with pytest.raises(BadParameter, match="from 1 to 10, or all"):
-        request(query=query).options(10)
+        request(query=query).options(10, COVERAGES)
 
 
 @pytest.mark.parametrize("value", [b"yes", b"True", b"", b"2", b"%FF", b"\xff"])
 def test_a_switch_is_true_or_false(value: bytes) -> None:
     """Anything else is refused rather than guessed."""
     with pytest.raises(BadParameter, match=r"logits is .* must be true or false"):
-        request(query=b"logits=" + value).options(10)
+        request(query=b"logits=" + value).options(10, COVERAGES)
 
 
 @pytest.mark.parametrize("query", [b"top_k=1&top_k=1", b"logits=true&logits=false", b"top_k=1&top%5Fk=2"])
 def test_a_parameter_given_twice_is_refused(query: bytes) -> None:
     """Nobody has to know which one would count."""
     with pytest.raises(BadParameter, match="more than once"):
-        request(query=query).options(10)
+        request(query=query).options(10, COVERAGES)
 
 
 @pytest.mark.parametrize(("query", "named"), [(b"topk=1", "topk"), (b"x", "x"), (b"TOP_K=1", "TOP_K"), (b"=1", "")])
 def test_an_unknown_parameter_is_refused(query: bytes, named: str) -> None:
     """A misspelt parameter is named, and so are those there are."""
     with pytest.raises(BadParameter, match=f"no parameter '{named}'; there are top_k and logits"):
-        request(query=query).options(10)
+        request(query=query).options(10, COVERAGES)
+
+
+@pytest.mark.parametrize("text", ["0.9", ".9", "0.90", "0.900000"])
+def test_a_coverage_is_a_number(text: str) -> None:
+    """However it is written."""
+    assert request(query=f"coverage={text}".encode()).options(10, COVERAGES).coverage == 0.9
+
+
+@pytest.mark.parametrize(
+    "text", ["0.91", "90", "90%", "", ".", "nan", "inf", "-0.9", "+0.9", "9e-1", "0.9000000001", "٠.٩"]
+)
+def test_only_offered_coverages_are_given(text: str) -> None:
+    """Any other is refused, and those there are are told."""
+    with pytest.raises(BadParameter, match=r"this model offers 0\.9, 0\.95"):
+        request(query=f"coverage={quote(text)}".encode()).options(10, COVERAGES)
+
+
+def test_a_model_without_calibration_offers_no_coverage() -> None:
+    """And says why."""
+    with pytest.raises(BadParameter, match="not calibrated"):
+        request(query=b"coverage=0.95").options(10, ())
 
 
 @pytest.mark.parametrize("classes", [1, 2])
 def test_a_model_of_few_classes_is_classified_without_options(classes: int) -> None:
     """The default top_k never makes a request bad."""
-    request().options(classes)
+    request().options(classes, COVERAGES)
     with pytest.raises(BadParameter):
-        request(query=b"top_k=3").options(classes)
+        request(query=b"top_k=3").options(classes, COVERAGES)
 
 
 @given(st.one_of(st.binary(max_size=40), st.binary(max_size=12).map(lambda value: b"top_k=" + value)))
@@ -141,7 +164,7 @@ def test_a_model_of_few_classes_is_classified_without_options(classes: int) -> N
 def test_no_query_is_more_than_a_bad_parameter(query: bytes) -> None:
     """Random queries give options in range or a 422."""
     try:
-        options = request(query=query).options(10)
+        options = request(query=query).options(10, COVERAGES)
     except BadParameter:
         return
     assert options.top_k is None or 1 <= options.top_k <= 10
