@@ -1,0 +1,65 @@
+"""Write a bundle: every form of a graph, checked against it, and what is to be said of them; or nothing at all."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from export import onnx, torchscript
+from export.documents import Export, write_documents
+from export.graph import CalibratedGraph
+from export.parity import verify
+from service import bundle, tuning
+from service.backends import onnx as onnx_backend
+from service.backends import torchscript as torchscript_backend
+from service.images import InputSpec, Pixels
+from service.settings import Settings, available_cores
+
+FORMS = {
+    "ONNX": (onnx.write, onnx_backend),
+    "TorchScript": (torchscript.write, torchscript_backend),
+}
+
+
+def write(
+    destination: Path, graph: CalibratedGraph, spec: InputSpec, pixels: Pixels, describe: Callable[[Path], Export]
+) -> Path:
+    """Write bundles/<name>/<version>, `destination`, and return it. Raises ParityError, BundleError or FileExistsError.
+
+    The forms must agree with the graph on `pixels`. `describe` is given the folder in which they lie by then.
+    """
+    check_new(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        for form, (write_form, backend) in FORMS.items():
+            write_form(graph, spec, staging / backend.FILE)
+            worst = verify(graph, backend.load(staging, "cpu", available_cores()), pixels, form)
+            print(f"{form}: {len(pixels):,} images agree, logits within {worst:.1e}")
+        write_documents(staging, describe(staging))
+        bundle.load(staging)
+        staging.chmod(0o755)
+        staging.rename(destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"wrote {destination}")
+    _tune(bundle.load(destination))
+    return destination
+
+
+def check_new(destination: Path) -> None:
+    """Raises FileExistsError: a version, once there, stays as it is."""
+    if destination.exists():
+        raise FileExistsError(f"{destination} exists; choose another --version")
+
+
+def _tune(found: bundle.Bundle) -> None:
+    # As the service runs it here by default; what else there is, python -m service.tuning measures. Without its seal:
+    # nobody vouches yet for a bundle that was made this moment.
+    settings = Settings()
+    threads, wide_threads = settings.thread_count, tuning.wide_threads(settings)
+    backends = [
+        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads, winograd=settings.winograd)
+        for _, backend in FORMS.values()
+    ]
+    print(tuning.table(tuning.tune(found, backends)))

@@ -1,0 +1,173 @@
+"""Calibrate a served model anew, by labels that came for its answers: `python -m export recalibrate <model>`.
+
+Labels of random answers in distribution are split in three: to fit, for thresholds, and to see whether the new
+calibration passes its gates. If it does, it becomes a new version of the bundle; the old one stays as it is. Workers
+take it at the next start, or at once by `kill -HUP` of the service, which loses no request.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.bundles import check_new, write
+from export.calibrate import Fitted, Strangeness, fit
+from export.documents import Export
+from export.gates import CalibrationError
+from export.graph import CalibratedGraph
+from export.networks import load_network
+from export.parity import ParityError, reference
+from export.promises import PROMISES, Promises
+from export.splits import HeldOut, Split, Tested
+from models import MODELS, weights_path
+from models.formats import DataError
+from models.network import Network
+from service import bundle, stores
+from service.audit import GRAPH
+from service.backends import onnx as onnx_backend
+from service.backends.agreement import LOGIT_TOLERANCE
+from service.backends.initializers import initializers
+from service.bundle import Bundle
+from service.calibration import expected_calibration_error
+from service.calibrators import probabilities
+from service.documents import Calibration
+from service.errors import BundleError, SettingError
+from service.settings import BUNDLES, Settings
+from service.stores import LabelledAnswers, StoreError
+
+# Of the labels, to fit and for thresholds; the rest is for the gates.
+SHARES = (0.4, 0.3)
+# With fewer the gates could not tell a good calibration from a bad one.
+LEAST = 200
+# Noise on which the weights must answer as the bundle does.
+COMPARED = 64
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export recalibrate", description=__doc__)
+    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("--version", help="the version to write (default: the one after the newest)")
+    parser.add_argument("--bundles", type=Path, default=BUNDLES, help=f"where bundles are kept (default: {BUNDLES})")
+    parser.add_argument("--weights", type=Path, help="the network's weights other than the committed ones")
+    parser.add_argument("--feedback", help="where labels are kept (default: as TRUEODDS_FEEDBACK has it)")
+    parser.add_argument("--risk", type=float, help="of the answers not abstained from, how many may be wrong")
+    given = parser.parse_args(argv)
+    try:
+        url = given.feedback or Settings.from_environment().feedback
+        found = bundle.discover(given.bundles, (given.name,))[given.name]
+        recalibrate(found, given.version, given.weights or weights_path(given.name), stores.read(url, given.name), given.risk)
+    except (CalibrationError, ParityError, BundleError, DataError, StoreError, SettingError, FileExistsError) as error:
+        print(f"recalibrate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def recalibrate(found: Bundle, version: str | None, weights: Path, labelled: LabelledAnswers, risk: float | None) -> Path:
+    """Write the bundle of a new calibration beside `found` and return its path.
+
+    Raises CalibrationError where there are too few labels or a gate fails, and what export.bundles.write raises.
+    """
+    name, served = found.manifest.name, _calibration_of(found)
+    version = version or after(found.manifest.version)
+    destination = found.directory.parent / version
+    check_new(destination)
+    held = split(labelled, served.id)
+    promises = _offered(PROMISES.get(name, Promises()), held.conformal)
+    fitted = fit(held, replace(promises, risk=risk) if risk is not None else promises)
+    _tell(held.eval, served, fitted)
+
+    net = load_network(MODELS[name].build(), weights)
+    graph = CalibratedGraph(net, found.manifest.input, fitted.answering(_strangeness(found, served))).eval()
+    noise = _noise(found)
+    _check_same(graph, found, noise)
+    tested = Tested(held.eval.logits, fitted.calibrated(held.eval.logits))
+    record = found.manifest.training | {"recalibrated": _record(labelled, served)}
+    export = Export(
+        name, version, found.manifest.labels, found.manifest.input, held, tested, fitted, served.ood, record
+    )
+    return write(destination, graph, found.manifest.input, noise, lambda directory: export)
+
+
+def after(version: str) -> str:
+    """The next version: its last part one higher."""
+    *parts, last = version.split(".")
+    return ".".join([*parts, str(int(last) + 1)])
+
+
+def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:
+    """The answers given under one calibration, in three by their digests: the same answers always fall alike.
+
+    Raises CalibrationError where there are too few.
+    """
+    counted = labelled.calibrations == calibration
+    if (n := int(counted.sum())) < LEAST:
+        raise CalibrationError(
+            f"there are {n} labels of random answers in distribution under {calibration}; {LEAST} are needed at least"
+        )
+    logits, labels, times = (array[counted] for array in (labelled.logits, labelled.labels, labelled.answered))
+    digests = [hashlib.sha256(row.tobytes() + time.tobytes()).hexdigest() for row, time in zip(logits, times, strict=True)]
+    order = np.argsort(digests)
+    cuts = np.cumsum([int(n * share) for share in SHARES])
+
+    def part(chosen: npt.NDArray[np.intp]) -> Split:
+        content = "".join(sorted(digests[i] for i in chosen))
+        return Split(logits[chosen], labels[chosen], hashlib.sha256(content.encode()).hexdigest())
+
+    return HeldOut(*map(part, np.split(order, cuts)))
+
+
+def _calibration_of(found: Bundle) -> Calibration:
+    if found.calibration is None:
+        raise CalibrationError(f"{found.directory} was never calibrated; export it with python -m export")
+    return found.calibration
+
+
+def _offered(promises: Promises, conformal: Split) -> Promises:
+    """Without the coverages that so few images cannot carry."""
+    n = len(conformal.labels)
+    carried = tuple(alpha for alpha in promises.alphas if math.ceil((n + 1) * (1 - alpha)) <= n)
+    for alpha in set(promises.alphas) - set(carried):
+        print(f"coverage {1 - alpha:g} is not offered any more: that takes {math.ceil(1 / alpha) - 1} labels, not {n}")
+    return replace(promises, alphas=carried or promises.alphas)
+
+
+def _strangeness(found: Bundle, served: Calibration) -> Strangeness:
+    """As it was: what is strange does not depend on the calibration."""
+    arrays = initializers((found.directory / GRAPH).read_bytes())
+    return Strangeness(served.ood, {name: arrays[name] for name in served.ood.parameters_sha256})
+
+
+def _noise(found: Bundle) -> npt.NDArray[np.uint8]:
+    spec = found.manifest.input
+    return np.random.default_rng(0).integers(0, 256, (COMPARED, spec.height, spec.width, 3), np.uint8)
+
+
+def _check_same(graph: CalibratedGraph, found: Bundle, pixels: npt.NDArray[np.uint8]) -> None:
+    """Raises DataError where the weights are of another network than the bundle's."""
+    served = onnx_backend.load(found.directory, "cpu", 1, seal=found.seal).forward(pixels)
+    gap = float(np.abs(reference(graph, pixels).logits - served.logits).max())
+    if not gap <= LOGIT_TOLERANCE:
+        raise DataError(
+            f"the weights are not those of {found.directory} (logits differ by {gap:.1e}); name its own with --weights"
+        )
+
+
+def _tell(part: Split, served: Calibration, fitted: Fitted) -> None:
+    wide = np.asarray(part.logits, np.float64)
+    before = probabilities(served.method, wide, served.params)
+    for name, p in ((f"as served, by {served.method}", before), (f"anew, by {fitted.selection.chosen}", fitted.calibrated(wide))):
+        error = expected_calibration_error(p.max(1), p.argmax(1) == part.labels)
+        print(f"ECE on {len(part.labels):,} labels kept apart, {name}: {error:.2%}")
+
+
+def _record(labelled: LabelledAnswers, served: Calibration) -> dict[str, Any]:
+    """For the manifest's record of the training."""
+    counted = labelled.answered[labelled.calibrations == served.id]
+    return {"from": served.id, "labels": len(counted), "answered": [float(counted.min()), float(counted.max())]}
