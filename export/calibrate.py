@@ -92,12 +92,16 @@ def fit_strangeness(net: Network, method: OodMethod, training: Seen, conformal: 
 def _improving(selection: Selection, conformal: Split) -> Selection:
     if all(verdict.passed for verdict in _improvement(selection, conformal)):
         return selection
+    return _identity(selection)
+
+
+def _identity(selection: Selection) -> Selection:
     return replace(selection, chosen="identity", params={})
 
 
 def _improvement(selection: Selection, conformal: Split) -> tuple[Verdict, Verdict]:
     """Gate 1; on the images that only thresholds are fitted on, so that the test set is touched once."""
-    raw = probabilities("identity", np.asarray(conformal.logits, np.float64), {})
+    raw = calibrated(_identity(selection), conformal.logits)
     return gates.improvement(raw, calibrated(selection, conformal.logits), conformal.labels)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,29 +58,42 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="the network's weights other than the committed ones")
     parser.add_argument("--feedback", help="where labels are kept (default: as TRUEODDS_FEEDBACK has it)")
     parser.add_argument("--risk", type=float, help="of the answers not abstained from, how many may be wrong")
+    parser.add_argument("--vector", action="store_true", help="a weight for each class too, which may change answers")
     given = parser.parse_args(argv)
     try:
-        url = given.feedback or Settings.from_environment().feedback
+        url = given.feedback or Settings.from_environment().feedback.get_secret_value()
         found = bundle.discover(given.bundles, (given.name,))[given.name]
-        recalibrate(found, given.version, given.weights or weights_path(given.name), stores.read(url, given.name), given.risk)
+        wanted = Wanted(given.version or after(found.manifest.version), given.risk, given.vector)
+        recalibrate(found, given.weights or weights_path(given.name), stores.read(url, given.name), wanted)
     except (CalibrationError, ParityError, BundleError, DataError, StoreError, SettingError, FileExistsError) as error:
         print(f"recalibrate: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def recalibrate(found: Bundle, version: str | None, weights: Path, labelled: LabelledAnswers, risk: float | None) -> Path:
+@dataclass(frozen=True)
+class Wanted:
+    """What the new bundle is to be: its version, another risk than its model promises, whether answers may change."""
+
+    version: str
+    risk: float | None = None
+    vector: bool = False
+
+    def of(self, promises: Promises) -> Promises:
+        risk = promises.risk if self.risk is None else self.risk
+        return replace(promises, risk=risk, opt_in=promises.opt_in | ({"vector"} if self.vector else set()))
+
+
+def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted: Wanted) -> Path:
     """Write the bundle of a new calibration beside `found` and return its path.
 
     Raises CalibrationError where there are too few labels or a gate fails, and what export.bundles.write raises.
     """
     name, served = found.manifest.name, _calibration_of(found)
-    version = version or after(found.manifest.version)
-    destination = found.directory.parent / version
+    destination = found.directory.parent / wanted.version
     check_new(destination)
     held = split(labelled, served.id)
-    promises = _offered(PROMISES.get(name, Promises()), held.conformal)
-    fitted = fit(held, replace(promises, risk=risk) if risk is not None else promises)
+    fitted = fit(held, _offered(wanted.of(PROMISES.get(name, Promises())), held.conformal))
     _tell(held.eval, served, fitted)
 
     net = load_network(MODELS[name].build(), weights)
@@ -90,7 +103,7 @@ def recalibrate(found: Bundle, version: str | None, weights: Path, labelled: Lab
     tested = Tested(held.eval.logits, fitted.calibrated(held.eval.logits))
     record = found.manifest.training | {"recalibrated": _record(labelled, served)}
     export = Export(
-        name, version, found.manifest.labels, found.manifest.input, held, tested, fitted, served.ood, record
+        name, wanted.version, found.manifest.labels, found.manifest.input, held, tested, fitted, served.ood, record
     )
     return write(destination, graph, found.manifest.input, noise, lambda directory: export)
 
