@@ -16,7 +16,7 @@ Doubles = npt.NDArray[np.float64]
 class Bin:
     """The n images whose confidence lies in (low, high], and the interval of accuracy that chance alone would give.
 
-    The interval holds 95 % of what the bin's accuracy would be if every probability were true. None without images.
+    The interval holds 99 % of what the bin's accuracy would be if every probability were true. None without images.
     """
 
     low: float
@@ -49,7 +49,7 @@ def reliability_bins(probabilities: Floats, labels: Labels, draws: int = DRAWS, 
     chance = np.concatenate(
         [tally(bins, correct(probabilities, drawn), BINS) for drawn in redrawn(probabilities, draws, seed)]
     )
-    lows, highs = np.percentile(chance, (2.5, 97.5), axis=0)
+    lows, highs = np.percentile(chance, (0.5, 99.5), axis=0)
     totals = np.bincount(bins, confidences, BINS)
     return [
         Bin(k / BINS, (k + 1) / BINS, int(n), *(_means(n, totals[k], hits[k], lows[k], highs[k])))

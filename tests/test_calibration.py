@@ -21,12 +21,7 @@ from service.calibration import (
     negative_log_likelihood,
     softmax,
 )
-
-
-def draw(probabilities: Floats, rng: np.random.Generator) -> Labels:
-    """A label for each row, with the row's probabilities."""
-    below = probabilities.cumsum(1) < rng.random(len(probabilities))[:, None]
-    return np.array(below.sum(1).clip(max=probabilities.shape[1] - 1))
+from tests.draws import draw, near_perfect
 
 
 def calibrated_probabilities(n: int, classes: int, sharpness: float, rng: np.random.Generator) -> Floats:
@@ -80,11 +75,7 @@ def test_the_prior_is_log_normal_with_the_given_deviation() -> None:
 def test_a_handful_of_errors_keeps_the_temperature_near_one(errors: int, seed: int) -> None:
     """A near-perfect calibrated model leaves T in [0.5, 2] though 500 images show no or three errors."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(500, 10))
-    logits[np.arange(500), rng.integers(0, 10, 500)] += rng.normal(11, 2, 500)
-    labels = draw(softmax(logits), rng)
-    while (labels != logits.argmax(1)).sum() != errors:
-        labels = draw(softmax(logits), rng)
+    logits, labels = near_perfect(500, errors, rng)
     temperature = fit_temperature(logits, labels)
     assert 0.5 <= temperature <= 2
     assert negative_log_likelihood(softmax(logits / temperature), labels) < 0.1
