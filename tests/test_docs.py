@@ -9,7 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from export.scoring import METRICS
 from service import VERSION, bundle
+from service.calibrators import METHODS
 from service.errors import Problem
 from service.openapi import document
 from service.settings import BUNDLES, PREFIX, Settings
@@ -40,6 +42,13 @@ def test_every_setting_is_documented_with_its_default() -> None:
     }
     for name, default in fields.items():
         assert rows[name] == told.get(name, str(default)), name
+
+
+def test_every_method_and_figure_of_calibration_is_documented() -> None:
+    """docs/calibration.md has a row for each method and each metric, and none for anything else."""
+    text = (ROOT / "docs/calibration.md").read_text()
+    rows = {name for line in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall(r"`(\w+)`", line)}
+    assert rows == METHODS.keys() | METRICS.keys()
 
 
 def test_every_route_is_in_the_readme() -> None:
