@@ -17,6 +17,8 @@ from service.calibrators import Params
 
 Doubles = npt.NDArray[np.float64]
 Loss = Callable[[Doubles], tuple[float, Doubles]]
+# The second derivatives as well.
+ConvexLoss = Callable[[Doubles], tuple[float, Doubles, Doubles]]
 
 # ln a, ln b ~ N(0, 0.5²) as ln T; c ~ N(0, 1): what a handful of errors leaves open stays near the identity.
 BETA_PRIOR_SD = np.array([0.5, 0.5, 1.0])
@@ -25,6 +27,9 @@ VECTOR_PRIOR_SD = (0.25, 0.5)
 MOST_KNOTS = 64
 # Of the mean loss, in nats an image.
 GRADIENT_TOLERANCE = 1e-7
+NEWTON_STEPS = 50
+# A step this short gains less than rounding hides.
+SHORTEST = 1e-6
 
 
 class FitError(ValueError):
@@ -76,9 +81,10 @@ def vector(logits: Floats, labels: Labels) -> Params:
     """
     precision = 1 / fit_temperature(logits, labels)
     classes = logits.shape[1]
-    start = np.concatenate([np.full(classes, precision), np.zeros(classes)])
-    weights, biases = np.split(converged(_vector_loss(np.asarray(logits, np.float64), labels, start), start), 2)
-    return {"weights": weights.tolist(), "biases": biases.tolist()}
+    ridge = np.repeat([VECTOR_PRIOR_SD[0] * precision, VECTOR_PRIOR_SD[1]], classes)
+    steps = newton(_vector_loss(np.asarray(logits, np.float64), labels, precision, ridge), np.zeros(2 * classes))
+    weights, biases = np.split(steps * ridge, 2)
+    return {"weights": (precision + weights).tolist(), "biases": biases.tolist()}
 
 
 FITS: dict[str, Callable[[Floats, Labels], Params]] = {
@@ -122,10 +128,34 @@ def _pinned(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def converged(loss: Loss, start: Doubles) -> Doubles:
-    """Where the mean loss is least. Raises FitError if its gradient there is more than 1e-7."""
+    """Where a mean loss is least, by L-BFGS. Raises FitError if its gradient there is more than 1e-7."""
     options = {"maxiter": 10_000, "maxfun": 100_000, "ftol": 0.0, "gtol": GRADIENT_TOLERANCE / 10, "maxcor": 30}
     found = np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
-    steepest = float(np.abs(loss(found)[1]).max())
+    return _level(found, loss(found)[1])
+
+
+def newton(loss: ConvexLoss, start: Doubles) -> Doubles:
+    """Where a strictly convex mean loss is least, by damped Newton steps (Boyd & Vandenberghe 2004, algorithm 9.5).
+
+    Raises FitError if its gradient there is more than 1e-7.
+    """
+    found, (value, gradient, curvature) = start, loss(start)
+    for _ in range(NEWTON_STEPS):
+        if np.abs(gradient).max() <= GRADIENT_TOLERANCE / 100:
+            break
+        step = np.linalg.solve(curvature, gradient)
+        length = 1.0
+        while length > SHORTEST and loss(found - length * step)[0] > value - length * gradient @ step / 4:
+            length /= 2
+        if length <= SHORTEST:
+            break
+        found = found - length * step
+        value, gradient, curvature = loss(found)
+    return _level(found, gradient)
+
+
+def _level(found: Doubles, gradient: Doubles) -> Doubles:
+    steepest = float(np.abs(gradient).max())
     if not steepest <= GRADIENT_TOLERANCE:
         raise FitError(f"the fit stopped where the loss still falls by {steepest:.1e} nats: look for odd logits")
     return found
@@ -148,19 +178,25 @@ def _beta_loss(inside: Doubles, outside: Doubles, labels: Labels) -> Loss:
     return loss
 
 
-def _vector_loss(logits: Doubles, labels: Labels, centre: Doubles) -> Loss:
-    """Mean of −ln q_y and the ridge's part, by (weights, biases) (2C,)."""
+def _vector_loss(logits: Doubles, labels: Labels, precision: float, ridge: Doubles) -> ConvexLoss:
+    """Mean of −ln q_y and the ridge's part, by (weights − precision, biases) / ridge, (2C,)."""
     n, classes = logits.shape
     hits = _indicators(labels, classes)
-    sd = np.repeat(np.array(VECTOR_PRIOR_SD) * (centre[0], 1.0), classes)
+    centre = np.repeat([precision, 0.0], classes)
+    # Each class's weight acts on its logit, its bias on 1.
+    inputs = np.concatenate([logits, np.ones_like(logits)], axis=1)
 
-    def loss(theta: Doubles) -> tuple[float, Doubles]:
+    def loss(steps: Doubles) -> tuple[float, Doubles, Doubles]:
+        theta = centre + steps * ridge
         scores = logits * theta[:classes] + theta[classes:]
-        likelihood = (log_softmax(scores, axis=1) * hits).sum()
-        slope = softmax(scores, axis=1) - hits
-        off = (theta - centre) / sd
-        gradient = np.concatenate([(slope * logits).sum(0), slope.sum(0)])
-        return float((off**2).sum() / 2 - likelihood) / n, (gradient + off / sd) / n
+        q, likelihood = softmax(scores, axis=1), (log_softmax(scores, axis=1) * hits).sum()
+        gradient = (np.tile(q - hits, 2) * inputs).sum(0) * ridge + steps
+        expected = np.tile(q, 2) * inputs
+        # A class's weight and bias meet in their own class beside meeting all others.
+        own = np.einsum("nik,njk->ijk", expected.reshape(n, 2, classes), inputs.reshape(n, 2, classes))
+        curvature = np.block([[np.diag(own[i, j]) for j in (0, 1)] for i in (0, 1)]) - expected.T @ expected
+        curvature = curvature * np.outer(ridge, ridge) + np.eye(2 * classes)
+        return float(steps @ steps / 2 - likelihood) / n, gradient / n, curvature / n
 
     return loss
 

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from export.fitting import FITS, FitError, centred_isotonic, converged
+from export.fitting import FITS, FitError, centred_isotonic, converged, newton
 from service.calibration import Floats, Labels, fit_temperature, negative_log_likelihood
 from service.calibrators import KEEPS_ORDER, METHODS, Params, probabilities
 from tests.draws import draw, exaggerated, honest_logits, near_perfect
@@ -287,3 +287,16 @@ def test_a_fit_that_does_not_converge_says_so() -> None:
     """A loss without a minimum gives FitError, not the last point visited."""
     with pytest.raises(FitError, match="still falls by"):
         converged(lambda x: (float(np.log1p(np.exp(x)).sum()), 0 * x + 0.5), np.zeros(2))
+    with pytest.raises(FitError, match="still falls by"):
+        newton(lambda x: (float(np.log1p(np.exp(x)).sum()), 0 * x + 0.5, np.eye(2)), np.zeros(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("scale", [0.02, 0.3, 10.0, 300.0])
+def test_fits_converge_whatever_the_scale_of_the_logits(method: str, scale: float) -> None:
+    """From few images to many, two classes to forty, timid to certain: parameters are found and answers finite."""
+    for seed, (n, classes, sharpness) in enumerate([(30, 40, 6.0), (300, 2, 0.2), (2000, 3, 12.0)]):
+        rng = np.random.default_rng(seed)
+        logits, labels = exaggerated(n, classes, scale, rng, sharpness)
+        assert np.isfinite(probabilities(method, logits, FITS[method](logits, labels))).all()
