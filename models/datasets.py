@@ -107,7 +107,7 @@ def load(name: str, directory: Path | None = None) -> Dataset:
     cache. Raises DataError if the data is missing and cannot be had, or is damaged.
     """
     source = DATASETS[name]
-    chosen = directory or _data_dir()
+    chosen = directory or data_dir()
     for place in [chosen] if chosen else [SHARED, cache_directory()]:
         for form in (source.repacked, source.canonical):
             if not form.missing(place):
@@ -150,7 +150,7 @@ def indices_digest(indices: Indices) -> str:
     return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
 
-def _data_dir() -> Path | None:
+def data_dir() -> Path | None:
     value = os.environ.get("DATA_DIR")
     return Path(value) if value else None
 
