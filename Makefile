@@ -26,7 +26,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc dev torch oracles
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz soak train export sign load bench image image-test image-abuse lock sbom clean
+.PHONY: help serve test test-fast check format fuzz soak train export sign shift load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ export: $(VENV)/dev ## export MODEL as bundle VERSION (1)
 
 sign: $(VENV)/dev ## sign bundle VERSION (1) of MODEL with KEY, a private key in PEM form
 	$(BIN)/python -m export sign models/bundles/$(MODEL)/$(VERSION) --key $(KEY)
+
+shift: $(VENV)/dev ## measure MODEL on corrupted images and on others than its own; writes docs/shift (SHIFT='--images 500' for fewer)
+	$(BIN)/python -m export shift $(MODEL) $(SHIFT)
 
 load: $(VENV)/dev ## post test images to a running service; prints percentiles, writes an HTML report
 	$(BIN)/python -m loadtest --host http://localhost:$(PORT)

@@ -1,6 +1,7 @@
 """Export a trained network as a bundle: `python -m export <model>`. Nothing is written unless every form agrees.
 
-`python -m export sign` signs one; `python -m export recalibrate` calibrates one anew, by labels of its answers.
+`python -m export sign` signs one; `python -m export recalibrate` calibrates one anew, by labels of its answers;
+`python -m export shift` measures one beyond its distribution.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from export import recalibrate, sign
+from export import recalibrate, shift, sign
 from export.bundles import check_new, write
 from export.calibrate import fit, fit_strangeness
 from export.documents import Export
@@ -25,7 +26,7 @@ from service.backends import onnx as onnx_backend
 from service.errors import BundleError
 from service.settings import BUNDLES
 
-COMMANDS = {"recalibrate": recalibrate.main, "sign": sign.main}
+COMMANDS = {"recalibrate": recalibrate.main, "shift": shift.main, "sign": sign.main}
 
 
 def main(argv: list[str] | None = None) -> int:
