@@ -2,7 +2,6 @@
 
 import json
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -73,7 +72,7 @@ def _calibration(directory: Path, export: Export) -> Calibration:
         model_sha256=digest(directory / onnx_backend.FILE),
         labels=export.labels,
         input=CalibrationInput(kind="logits", preprocessing_sha256=preprocessing_digest(export.input)),
-        method=cast(Method, selection.chosen),
+        method=cast("Method", selection.chosen),
         params={name: np.asarray(value).tolist() for name, value in selection.params.items()},
         selection=Selected(
             candidates=list(selection.candidates),

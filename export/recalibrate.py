@@ -9,13 +9,13 @@ import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from service.stores import LabelledAnswers, StoreError
 
 from export.bundles import check_new, write
 from export.calibrate import Fitted, Strangeness, fit
@@ -28,7 +28,6 @@ from export.promises import PROMISES, Promises
 from export.splits import HeldOut, Split, Tested
 from models import MODELS, weights_path
 from models.formats import DataError
-from models.network import Network
 from service import bundle, stores
 from service.audit import GRAPH
 from service.backends import onnx as onnx_backend
@@ -40,7 +39,6 @@ from service.calibrators import probabilities
 from service.documents import Calibration
 from service.errors import BundleError, SettingError
 from service.settings import BUNDLES, Settings
-from service.stores import LabelledAnswers, StoreError
 
 # Of the labels, to fit and for thresholds; the rest is for the gates.
 SHARES = (0.4, 0.3)
@@ -125,7 +123,9 @@ def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:
             f"there are {n} labels of random answers in distribution under {calibration}; {LEAST} are needed at least"
         )
     logits, labels, times = (array[counted] for array in (labelled.logits, labelled.labels, labelled.answered))
-    digests = [hashlib.sha256(row.tobytes() + time.tobytes()).hexdigest() for row, time in zip(logits, times, strict=True)]
+    digests = [
+        hashlib.sha256(row.tobytes() + time.tobytes()).hexdigest() for row, time in zip(logits, times, strict=True)
+    ]
     order = np.argsort(digests)
     cuts = np.cumsum([int(n * share) for share in SHARES])
 
@@ -175,7 +175,10 @@ def _check_same(graph: CalibratedGraph, found: Bundle, pixels: npt.NDArray[np.ui
 def _tell(part: Split, served: Calibration, fitted: Fitted) -> None:
     wide = np.asarray(part.logits, np.float64)
     before = probabilities(served.method, wide, served.params)
-    for name, p in ((f"as served, by {served.method}", before), (f"anew, by {fitted.selection.chosen}", fitted.calibrated(wide))):
+    for name, p in (
+        (f"as served, by {served.method}", before),
+        (f"anew, by {fitted.selection.chosen}", fitted.calibrated(wide)),
+    ):
         error = expected_calibration_error(p.max(1), p.argmax(1) == part.labels)
         print(f"ECE on {len(part.labels):,} labels kept apart, {name}: {error:.2%}")
 

@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from loadtest.contenders import ContenderFailed, Service, service
+from loadtest.contenders import Service, service
 from models import MODELS
 from models.datasets import DATASETS, Labels, load
 from models.formats import DataError
@@ -161,7 +161,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"drift: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        return run(given.model, images.part(0, given.labels), images.part(given.labels, len(images.files)), Path(folder), more)
+        return run(
+            given.model, images.part(0, given.labels), images.part(given.labels, len(images.files)), Path(folder), more
+        )
 
 
 def run(model: str, labelled: Turned, others: Turned, folder: Path, more: Sequence[str]) -> int:
@@ -176,7 +178,18 @@ def run(model: str, labelled: Turned, others: Turned, folder: Path, more: Sequen
             served.label(labelled.part(start, start + AT_ONCE))
         drift = served.drift()
         print(f"alarm at label {drift['alarm_at_label']} of {len(labelled.files)}: {drift['advice']}", flush=True)
-        command = [sys.executable, "-m", "export", "recalibrate", model, "--bundles", str(bundles), "--feedback", feedback, *more]
+        command = [
+            sys.executable,
+            "-m",
+            "export",
+            "recalibrate",
+            model,
+            "--bundles",
+            str(bundles),
+            "--feedback",
+            feedback,
+            *more,
+        ]
         if not drift["alarm"] or subprocess.run(command, check=False).returncode:  # noqa: S603  a fixed program  # nosec B603
             return 1
         with Traffic(served.classify_url, others.files[:500]) as traffic:
@@ -193,9 +206,7 @@ def kept(served: Served, images: Turned) -> Kept:
     confidences, right, covered, promised = (np.array(column) for column in zip(*filter(None, rows), strict=True))
     error = expected_calibration_error(confidences, right)
     strange = len(rows) - len(right)
-    return Kept(
-        len(right), strange, right.mean(), confidences.mean(), error, covered.mean(), float(promised.mean())
-    )
+    return Kept(len(right), strange, right.mean(), confidences.mean(), error, covered.mean(), float(promised.mean()))
 
 
 def _row(answer: Result, label: str) -> tuple[float, bool, bool, float] | None:
