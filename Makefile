@@ -26,7 +26,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc dev torch oracles
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz soak train export sign shift load bench image image-test image-abuse lock sbom clean
+.PHONY: help serve test test-fast check format fuzz soak train export cards shift sign load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
 
 export: $(VENV)/dev ## export MODEL as bundle VERSION (1)
 	$(BIN)/python -m export $(MODEL) --version $(VERSION)
+
+cards: $(VENV)/dev ## write the model cards of the newest bundles anew, with their pictures (MODEL: of one only)
+	$(BIN)/python -m export cards $(if $(filter-out file,$(origin MODEL)),$(MODEL))
 
 sign: $(VENV)/dev ## sign bundle VERSION (1) of MODEL with KEY, a private key in PEM form
 	$(BIN)/python -m export sign models/bundles/$(MODEL)/$(VERSION) --key $(KEY)

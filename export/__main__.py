@@ -1,7 +1,7 @@
 """Export a trained network as a bundle: `python -m export <model>`. Nothing is written unless every form agrees.
 
 `python -m export sign` signs one; `python -m export recalibrate` calibrates one anew, by labels of its answers;
-`python -m export shift` measures one beyond its distribution.
+`python -m export shift` measures one beyond its distribution; `python -m export cards` writes model cards anew.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from export import recalibrate, shift, sign
+from export import cards, recalibrate, shift, sign
 from export.bundles import check_new, write
 from export.calibrate import fit, fit_strangeness
 from export.documents import Export
@@ -26,7 +26,7 @@ from service.backends import onnx as onnx_backend
 from service.errors import BundleError
 from service.settings import BUNDLES
 
-COMMANDS = {"recalibrate": recalibrate.main, "shift": shift.main, "sign": sign.main}
+COMMANDS = {"cards": cards.main, "recalibrate": recalibrate.main, "shift": shift.main, "sign": sign.main}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: calibration.json, MODEL_CARD.md and, last, the manifest that vouches for all."""
+"""What a bundle says of itself: calibration.json, its card with pictures and, last, the manifest vouching for all."""
 
 import json
 import platform
@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 
 from export.calibrate import Fitted
+from export.cards import digests, made_of
 from export.evidence import measure
 from export.splits import HeldOut, Tested
 from service.audit import TEST_VECTORS, calibration_id, preprocessing_digest
@@ -21,7 +22,6 @@ from service.documents import Calibration, CalibrationInput, Gate, Manifest, Met
 from service.documents import Selection as Selected
 from service.images import InputSpec
 
-CARD = "MODEL_CARD.md"
 PACKAGES = ("torch", "onnx", "onnxscript", "numpy", "pillow")
 
 
@@ -47,8 +47,6 @@ def write_documents(directory: Path, export: Export) -> None:
     """Describe the exported forms that lie in `directory`."""
     calibration = _calibration(directory, export)
     write_json(directory / CALIBRATION, calibration.model_dump(mode="json"))
-    (directory / CARD).write_text(_card(directory, export, calibration))
-    # The manifest vouches for every other file, so it is written last.
     manifest = Manifest(
         schema_version=1,
         name=export.name,
@@ -59,7 +57,12 @@ def write_documents(directory: Path, export: Export) -> None:
         training={key: value for key, value in export.training.items() if key != "history"},
         created_by=_versions(),
     )
-    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    made = made_of(directory, manifest, calibration)
+    for name, content in made.items():
+        (directory / name).write_bytes(content)
+    # The manifest vouches for every other file, so it is written last.
+    vouching = manifest.model_copy(update={"files": digests(manifest.files, made)})
+    write_json(directory / MANIFEST, vouching.model_dump(mode="json"))
 
 
 def _calibration(directory: Path, export: Export) -> Calibration:
@@ -114,55 +117,3 @@ def _versions() -> dict[str, str]:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """As people read it."""
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-
-
-def _card(directory: Path, export: Export, calibration: Calibration) -> str:
-    training = export.training
-    before, after, null = calibration.metrics.before, calibration.metrics.after, calibration.metrics.null
-    sizes = "\n".join(
-        f"| `{path.name}` | {path.stat().st_size / 1e6:.2f} MB |" for path in sorted(directory.glob("model.*"))
-    )
-    fitted_on, thresholds_on = calibration.data["fit"], calibration.data["conformal"]
-    served = calibration.conformal[0]
-    return f"""# {export.name}, version {export.version}
-
-Classifies an image as one of {len(export.labels)}: {", ".join(export.labels)}.
-
-## Training
-
-| | |
-| --- | --- |
-| command | `{training["command"]}` |
-| data set | {training["dataset"]}, official order; {2 * fitted_on.n:,} training images held back for calibration |
-| seed | {training["seed"]} |
-| epochs | {training["epochs"]} |
-| hardware | {training["hardware"]} |
-| time | {training["minutes"]} minutes |
-| versions | {", ".join(f"{package} {number}" for package, number in training["versions"].items())} |
-
-## On the {after.n:,} test images
-
-| | uncalibrated | calibrated |
-| --- | --- | --- |
-| accuracy | {before.accuracy:.2%} | {after.accuracy:.2%} |
-| negative log-likelihood (nats) | {before.nll:.4f} | {after.nll:.4f} |
-| Brier score | {before.brier:.4f} | {after.brier:.4f} |
-| expected calibration error, 15 bins | {before.ece_15:.2%} | {after.ece_15:.2%} |
-
-A perfectly calibrated model with the same confidences would score an expected calibration error of
-{null.ece_15_mean:.2%} on average and up to {null.ece_15_p99:.2%} in 99 of 100 test sets, by sampling alone.
-
-## Calibration
-
-{calibration.method}, fitted on
-{fitted_on.n:,} held-out images of which the network gets {fitted_on.n_errors} wrong.
-Prediction sets cover {1 - served.alpha:.0%} (LAC, split conformal on {thresholds_on.n:,} further images).
-An image whose energy exceeds {calibration.ood.threshold:.3f} is flagged as out of distribution;
-{1 - calibration.ood.id_tpr:.0%} of ordinary images are. None of this is promised for other kinds of images.
-
-## Files
-
-| | |
-| --- | --- |
-{sizes}
-"""

@@ -57,10 +57,11 @@ class Bundle:
         return tuple(level.coverage for level in self.calibration.conformal) if self.calibration else ()
 
 
-def load(directory: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  it is frozen
+def load(directory: Path, trust: Trust = Trust(), made_anew: frozenset[str] = frozenset()) -> Bundle:  # noqa: B008
     """Read a bundle and check every file against the manifest, and this against what is trusted.
 
-    Raises BundleError, or SettingError where `trust` makes no sense.
+    But those files that are about to be made anew of the others. Raises BundleError, or SettingError where `trust`
+    makes no sense.
     """
     try:
         folder = Folder(directory)
@@ -70,7 +71,7 @@ def load(directory: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  it i
         content = _content(folder, MANIFEST)
         manifest = _parsed(directory / MANIFEST, content, Manifest)
         for name, expected in manifest.files.items():
-            if _digest(folder, name) != expected:
+            if name not in made_anew and _digest(folder, name) != expected:
                 raise changed(directory / name)
         if GRAPH not in manifest.files:
             raise BundleError(f"{directory / MANIFEST} does not vouch for {GRAPH}; export the bundle again.")
@@ -115,6 +116,13 @@ def _schema_version(path: Path, content: bytes) -> object:
 
 def discover(root: Path, names: tuple[str, ...] = (), trust: Trust = Trust()) -> dict[str, Bundle]:  # noqa: B008
     """The newest version of each model under root, or of the named ones only. Raises BundleError, SettingError."""
+    found = newest(root, names)
+    trust.check_used(found)
+    return {name: load_in_place(directory, trust) for name, directory in found.items()}
+
+
+def newest(root: Path, names: tuple[str, ...] = ()) -> dict[str, Path]:
+    """Where the newest version of each model lies, or of the named ones only. Raises BundleError."""
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
     found = {path.name: path for path in folders if not path.name.startswith(".")}
     missing = [name for name in names if name not in found]
@@ -122,23 +130,28 @@ def discover(root: Path, names: tuple[str, ...] = (), trust: Trust = Trust()) ->
         raise BundleError(
             f"There is no bundle of {', '.join(missing) or 'any model'} under {root}; see python -m export."
         )
-    trust.check_used(names or found)
-    return {name: _load_in_place(_newest(found[name]), trust) for name in names or found}
+    return {name: _newest(found[name]) for name in names or found}
+
+
+def load_in_place(
+    directory: Path,
+    trust: Trust = Trust(),  # noqa: B008
+    made_anew: frozenset[str] = frozenset(),
+) -> Bundle:
+    """As `load`, a bundle that lies where its manifest says, so that the name and version asked for are those answered
+    with.
+    """
+    bundle = load(directory, trust, made_anew)
+    name, version = bundle.manifest.name, bundle.manifest.version
+    if (name, version) != (directory.parent.name, directory.name):
+        raise BundleError(f"{directory} holds {name}/{version}; move the bundle there or export it again.")
+    return bundle
 
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with Folder(path.parent) as folder:
         return folder.digest(path.name)
-
-
-def _load_in_place(directory: Path, trust: Trust) -> Bundle:
-    """A bundle that lies where its manifest says, so that the name and version asked for are those answered with."""
-    bundle = load(directory, trust)
-    name, version = bundle.manifest.name, bundle.manifest.version
-    if (name, version) != (directory.parent.name, directory.name):
-        raise BundleError(f"{directory} holds {name}/{version}; move the bundle there or export it again.")
-    return bundle
 
 
 def _newest(directory: Path) -> Path:

@@ -1,0 +1,39 @@
+"""Tables and figures as Markdown."""
+
+from collections.abc import Sequence
+
+ABSENT = "–"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar or a line break in a cell does not end it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def percent(value: float) -> str:
+    return f"{value:.3%}"
+
+
+def fine(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def finest(value: float) -> str:
+    return f"{value:.6f}"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:g} %"
+
+
+def mark(holds: bool) -> str:
+    return "yes" if holds else ABSENT
+
+
+def yes(holds: bool) -> str:
+    return "yes" if holds else "**no**"
