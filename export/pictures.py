@@ -40,6 +40,8 @@ COLOURS = {"before": VERMILION, "after": BLUE}
 LINEAR_TO = 0.1
 # The attributes that hold places, and numbers in them with more than two decimals.
 PLACES, LONG = re.compile(rb' (?:d|x|y|x1|y1|x2|y2|width|height|transform)="[^"]*"'), re.compile(rb"-?\d+\.\d{3,}")
+FONT = re.compile(rb" font-family: 'DejaVu Sans'(?:, sans-serif)?;?")
+WRAPPED = re.compile(rb'<g id="text_\d+">\n(<text[^\n]*</text>)\n</g>')
 INDENT, UPRIGHT = re.compile(rb"\n +"), re.compile(rb' transform="rotate\(-?0 [^"]*"')
 
 
@@ -188,7 +190,7 @@ def _draw_bins(
         middle = (found.low + found.high) / 2
         axes.bar(middle, high - low, width * 0.94, low, color=PALE, clip_on=False, gid=f"{side}-band-{number}")
         colour = VERMILION if odd else BLUE
-        stem = axes.plot([at, at], [expected, accuracy], color=colour, lw=2, clip_on=False)
+        stem = axes.plot([at, at], [expected, accuracy], color=colour, lw=2, clip_on=False, solid_capstyle="butt")
         stem[0].set_gid(f"{side}-stem-{number}")
         marker, face = ("D", VERMILION) if odd else ("o", "white")
         point = axes.plot(at, accuracy, marker, ms=5.5, mec=colour, mfc=face, mew=1.4, zorder=3, clip_on=False)
@@ -271,6 +273,6 @@ def _svg(draw: Callable[["Figure"], None], width: float, height: float) -> bytes
 
 def _lean(svg: bytes) -> bytes:
     """With places to a hundredth of a point, without indents, and in the font of whoever looks at it."""
-    plain = svg.replace(b"'DejaVu Sans', sans-serif", b"sans-serif").replace(b"'DejaVu Sans'", b"sans-serif")
-    short = PLACES.sub(lambda places: LONG.sub(lambda found: b"%.2f" % float(found[0]), places[0]), plain)
-    return INDENT.sub(b"\n", UPRIGHT.sub(b"", short))
+    short = PLACES.sub(lambda places: LONG.sub(lambda found: b"%.2f" % float(found[0]), places[0]), svg)
+    plain = FONT.sub(b"", UPRIGHT.sub(b"", INDENT.sub(b"\n", short)))
+    return WRAPPED.sub(rb"\1", plain).replace(b"</style>", b"text{font-family: sans-serif}</style>", 1)
