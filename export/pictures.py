@@ -248,7 +248,7 @@ def _cell(axes: "Axes", i: int, j: int, n: int, most: int) -> None:
     depth = 0.0 if i == j else 0.1 + 0.85 * (n / most) ** 0.5
     colour = "#eeeeee" if i == j else colormaps["YlOrBr"](depth)
     axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, edgecolor="white", gid=f"cell-{i}-{j}"))
-    ink = GREY if i == j else "white" if depth > 0.6 else "black"
+    ink = GREY if i == j else "white" if depth > 0.8 else "black"
     axes.text(j, i, f"{n}", ha="center", va="center", color=ink, size=8, weight="normal" if i == j else "bold")
 
 
