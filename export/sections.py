@@ -1,6 +1,7 @@
 """What a model card (Mitchell et al. 2019) says of the model itself, a section each, as Markdown."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from export.markdown import table
 from export.subject import Subject
@@ -25,6 +26,7 @@ def details(subject: Subject) -> str:
         "trained with": _versions(training.get("versions", {})),
         "exported with": _versions(manifest.created_by),
         "calibration": f"`{subject.calibration.id}`",
+        "calibrated anew": _labels(training["recalibrated"]) if "recalibrated" in training else None,
     }
     rows = [(name, str(value)) for name, value in known.items() if value not in (None, "")]
     return "## Model details\n\n" + table(("", ""), rows)
@@ -72,6 +74,10 @@ def limits(subject: Subject) -> str:
 def files(subject: Subject) -> str:
     rows = [(f"`{name}`", f"{size:,}", f"`{sha256}`") for name, (size, sha256) in sorted(subject.files.items())]
     return "## Files\n\n" + table(("file", "bytes", "SHA-256"), rows)
+
+
+def _labels(record: Mapping[str, Any]) -> str:
+    return f"by {record['labels']:,} labels of answers of `{record['from']}`"
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -93,7 +93,7 @@ GATES = {
 SPLITS = {
     "fit": "the calibration is fitted on them",
     "conformal": "thresholds are fitted on them",
-    "eval": "the test set: every figure of this page is measured on it unless another is named",
+    "eval": "nothing is fitted on them: every figure of this page is measured on them, unless others are named",
 }
 SCORES = {
     "energy": "the energy −ln Σ exp(logits) (Liu et al. 2020)",

@@ -90,6 +90,7 @@ def test_details_are_those_of_the_manifest() -> None:
         "minutes": 12.5,
         "hardware": "two cores",
         "versions": {"torch": "2.13"},
+        "recalibrated": {"from": "sha256:ab", "labels": 1234},
     }
     found = calibration()
     rows = dict(tables(sections.details(subject(found, **training)))[0][1:])
@@ -105,6 +106,7 @@ def test_details_are_those_of_the_manifest() -> None:
         "trained with": "torch 2.13",
         "exported with": "python 3.11.7, onnx 1.23",
         "calibration": f"`{found.id}`",
+        "calibrated anew": "by 1,234 labels of answers of `sha256:ab`",
     }
     bare = dict(tables(sections.details(subject(found)))[0][1:])
     assert bare.keys() == {"model", "classes", "input", "exported with", "calibration"}
