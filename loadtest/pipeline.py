@@ -23,6 +23,7 @@ from service.batching import Batcher, BatchReport, Limits
 from service.board import Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
+from service.feedback import Feedback, memories
 from service.http import Front
 from service.images import Header, Pixels
 from service.metrics import Metrics
@@ -136,6 +137,7 @@ class _Worker:
     classifier: Classifier
     metrics: Metrics
     log: AccessLog
+    feedback: Feedback | None = None
 
     def close(self) -> None:
         self.classifier.close()
@@ -163,7 +165,7 @@ def front(model: str, folder: Path, alone: bool) -> Iterator[Callable[[bytes], A
     settings, metrics = _settings_of(model), Metrics(registry=CollectorRegistry())
     board = folder / "workers.board"
     Board(board, 1).add_images(int(not alone))
-    models = registry.load(settings, Board(board, 0), metrics.batch, folder)
+    models = registry.load(settings, Board(board, 0), metrics.batch, folder, memories=memories(settings, None, 0))
     answers = AnswerCache(settings.cache_bytes)
     classifier = Classifier(models, settings.max_pixels, available_cores(), answers, metrics.cached)
     application = Front(frozenset(), settings, {"info": {"title": ""}})

@@ -8,10 +8,11 @@ import orjson
 from bentoml.exceptions import InvalidArgument, NotFound, ServiceUnavailable
 
 from service import bundle, images
-from service.answers import Options
+from service.answers import Options, Row
 from service.bentoml_seam import fronted_service, metrics_folder, worker_number
 from service.errors import Problem, UndecodableImage
 from service.ids import new_request_id
+from service.registry import ServedModel
 from service.requests import check_top_k
 from service.settings import Settings
 from service.worker import PIXELS_ROUTE, Worker
@@ -51,8 +52,15 @@ class Api:
             rows = await self.classifier.classify_pixels(served, np.stack(fed))
         except Problem as problem:
             raise BENTOML_ERRORS.get(problem.status, InvalidArgument)(problem.detail) from problem
-        results = [orjson.loads(served.answers.encode(row, options, new_request_id())) for row in rows]
+        results = [_result(served, row, options) for row in rows]
         return {"results": results} if several else results[0]
+
+
+def _result(served: ServedModel, row: Row, options: Options) -> Any:
+    request_id = new_request_id()
+    if served.memory:
+        served.memory.remember([row], request_id)
+    return orjson.loads(served.answers.encode(row, options, request_id))
 
 
 TrueOdds = fronted_service(

@@ -7,9 +7,11 @@
     ├── Forbidden             403
     ├── UnknownModel          404
     ├── UnknownPath           404
+    ├── UnknownAnswer         404
     ├── MethodNotAllowed      405
     ├── NotAcceptable         406
     ├── BodyTimeout           408
+    ├── OtherLabel            409
     ├── BodyTooLarge          413
     ├── ImageTooLarge         413
     ├── UnsupportedImage      415
@@ -17,7 +19,8 @@
     ├── BadParameter          422
     ├── TooManyRequests       429, with Retry-After
     ├── Overloaded            503, with Retry-After
-    │   └── NotReady          503, with Retry-After
+    │   ├── NotReady          503, with Retry-After
+    │   └── FeedbackUnavailable  503, with Retry-After
     └── InternalError         500
 
 Whoever starts the service may meet
@@ -79,6 +82,10 @@ class UnknownPath(Problem):
     status, slug, title = 404, "unknown-path", "Unknown path"
 
 
+class UnknownAnswer(Problem):
+    status, slug, title = 404, "unknown-answer", "Unknown answer"
+
+
 class MethodNotAllowed(Problem):
     status, slug, title = 405, "method-not-allowed", "Method not allowed"
 
@@ -92,6 +99,10 @@ class NotAcceptable(Problem):
 
 class BodyTimeout(Problem):
     status, slug, title = 408, "body-timeout", "Body timeout"
+
+
+class OtherLabel(Problem):
+    status, slug, title = 409, "other-label", "Other label"
 
 
 class BodyTooLarge(Problem):
@@ -133,6 +144,10 @@ class Overloaded(Problem):
 
 class NotReady(Overloaded):
     slug, title = "not-ready", "Not ready"
+
+
+class FeedbackUnavailable(Overloaded):
+    slug, title = "feedback-unavailable", "Feedback unavailable"
 
 
 class InternalError(Problem):

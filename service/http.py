@@ -16,7 +16,9 @@ from service.binary import wanted
 from service.classifier import BYTES_DECODED_ON_LOOP, Classifier
 from service.descriptions import calibration, describe, summarise
 from service.direct import DirectClassification
-from service.errors import MethodNotAllowed, NotReady, Problem, UnknownPath
+from service.errors import MethodNotAllowed, NotReady, Problem, UnknownPath, UnsupportedMediaType
+from service.feedback import Feedback
+from service.labels import MOST_BYTES
 from service.metrics import EXPOSITION, Metrics
 from service.protocol import Application, Message, Receive, Scope, Send
 from service.question import Question
@@ -38,6 +40,7 @@ class Worker(Protocol):
     classifier: Classifier
     metrics: Metrics
     log: AccessLog
+    feedback: Feedback | None
 
     def close(self) -> None: ...
 
@@ -49,6 +52,8 @@ class Front:
         self._bentoml: Application = _nothing_behind
         self._bentoml_paths = bentoml_paths
         self._settings = settings
+        most_bytes = min(MOST_BYTES, settings.max_body_bytes)
+        self._settings_of_labels = settings.model_copy(update={"max_body_bytes": most_bytes})
         self._worker: Worker | None = None
         self._leaving = False
         # What changes with the models only, made once.
@@ -132,8 +137,8 @@ class Front:
         if path.startswith(MODELS + "/"):
             name, _, rest = path[len(MODELS) + 1 :].partition("/")
             model = self._ready().registry.named(name)
-            if rest == "classify":
-                return await self._classify(request, model)
+            if rest in ("classify", "drift"):
+                return await (self._classify if rest == "classify" else self._drift)(request, model)
         document = self._documents.get(path)
         if document:
             _check_method(request, "GET")
@@ -152,6 +157,8 @@ class Front:
                 return await self._measured()
             case "/v1/models":
                 raise _not_ready()
+            case "/v1/feedback":
+                return await self._labelled(request)
         raise UnknownPath(f"There is nothing at {path}; /docs.json lists what there is.")
 
     async def _classify(self, request: Request, model: ServedModel) -> Response:
@@ -171,6 +178,27 @@ class Front:
         if request.is_file():
             self._offer_direct_answers(request, question, timeout_s)
         return question.response([await classifier.classify_file(model, upload.files[0], deadline)], False, request.id)
+
+    async def _drift(self, request: Request, model: ServedModel) -> Response:
+        _check_method(request, "GET")
+        return await self._feedback().drift(model)
+
+    async def _labelled(self, request: Request) -> Response:
+        _check_method(request, "POST")
+        feedback = self._feedback()
+        request.refuse_encoded()
+        # What a page of another site may send from a browser is of another type.
+        if not request.is_json():
+            raise UnsupportedMediaType("Labels are JSON; send them with Content-Type: application/json.")
+        return await feedback.record(await request.body(self._settings_of_labels), request.id)
+
+    def _feedback(self) -> Feedback:
+        self._ready()
+        if self._worker is None or self._worker.feedback is None:
+            raise UnknownPath(
+                "This service takes no feedback: TRUEODDS_FEEDBACK or TRUEODDS_FEEDBACK_REMEMBERS says so."
+            )
+        return self._worker.feedback
 
     def _offer_direct_answers(self, request: Request, question: Question, timeout_s: float) -> None:
         """To what else comes under the same head; not where the cache may know an answer."""
@@ -193,7 +221,7 @@ class Front:
         if self._worker is None:
             raise _not_ready()
         self._worker.metrics.count()
-        text = await asyncio.get_running_loop().run_in_executor(None, self._worker.metrics.exposition)
+        text = await asyncio.get_running_loop().run_in_executor(None, _exposition, self._worker)
         return Response(200, EXPOSITION, text, (INERT,))
 
     def _ready(self) -> Classifier:
@@ -205,6 +233,10 @@ class Front:
         """The served model a path is about, else the empty string: a closed set, so a safe label."""
         name = path.removeprefix(MODELS + "/").partition("/")[0]
         return name if self._worker and name in self._worker.classifier.registry.models else ""
+
+
+def _exposition(worker: Worker) -> bytes:
+    return worker.metrics.exposition() + (worker.feedback.exposition() if worker.feedback else b"")
 
 
 def _count(worker: Worker, model: str, method: str, path: str, request_id: str, status: int, seconds: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvicorn
 
-from service import bundle, gate, registry
+from service import bundle, feedback, gate, registry
 from service.errors import StartupError
 from service.health import ADDRESS, url_of
 from service.lines import Lines, LinesHandler
@@ -79,6 +79,7 @@ def check(settings: Settings) -> bool:
     Returns whether that took memory which only a new process gives back.
     """
     gate.check(settings)
+    feedback.check(settings)
     if settings.tls:
         settings.tls.context()
     bundles = bundle.discover(settings.bundles, settings.models, settings.trust)

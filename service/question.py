@@ -21,6 +21,8 @@ class Question:
 
     def response(self, outcomes: Sequence[Outcome], several: bool, request_id: str) -> Response:
         """`several` tells that the answer is a list, though of one."""
+        if self.model.memory:
+            self.model.memory.remember(outcomes, request_id)
         if self.binary:
             return Response(200, MEDIA_TYPE, self.model.binary_answers.encode(outcomes, self.options, request_id))
         if not several:

@@ -21,6 +21,7 @@ from service.board import Board
 from service.bundle import Bundle
 from service.errors import BackendError, BundleError, StartupError, UnknownModel
 from service.images import Pixels
+from service.memory import Memories, Memory
 from service.pulse import Pulse
 from service.settings import Settings
 from service.tuning import Measured
@@ -47,6 +48,8 @@ class ServedModel:
     answers: Answers
     binary_answers: BinaryAnswers
     batcher: Batcher[Row]
+    # Of its answers, for labels that come later; None where nothing is remembered.
+    memory: Memory | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +87,7 @@ def load(
     report: Callable[[str, BatchReport], None],
     cache: Path | None = None,
     pulse: Pulse | None = None,
+    memories: Memories | None = None,
 ) -> Registry:
     """Load and warm up every model of the settings; `report` learns of each batch. Raises StartupError.
 
@@ -96,8 +100,10 @@ def load(
     warm = {name: _warm_backend(found, settings, cache, pulse) for name, found in bundles.items()}
     on_loop = settings.thread_count == 1 and all(backend.device == "cpu" for backend, _ in warm.values())
     turns = Turns(executor, board, on_loop, pulse)
+    memory_of = memories.of if memories else lambda found: None
     models = {
-        name: _serve(found, *warm[name], settings, turns, partial(report, name)) for name, found in bundles.items()
+        name: _serve(found, *warm[name], settings, turns, partial(report, name), memory_of(found))
+        for name, found in bundles.items()
     }
     return Registry(models, executor)
 
@@ -149,6 +155,7 @@ def _serve(
     settings: Settings,
     turns: Turns,
     report: Callable[[BatchReport], None],
+    memory: Memory | None,
 ) -> ServedModel:
     answers = Answers(found)
     limits = Limits(
@@ -163,7 +170,7 @@ def _serve(
         return answers.rows(backend.forward(pixels, alone=alone))
 
     batcher = Batcher(forward, limits, turns, report)
-    return ServedModel(found, settings.backend, backend, answers, BinaryAnswers(found, answers), batcher)
+    return ServedModel(found, settings.backend, backend, answers, BinaryAnswers(found, answers), batcher, memory)
 
 
 def warm_up(backend: Backend, found: Bundle, max_batch_size: int) -> None:

@@ -84,6 +84,10 @@ class Request:
         media_type = _media_type(self.headers.get(b"content-type", OCTETS))
         return media_type.startswith(b"image/") or (media_type == OCTETS and tensors.SHAPE_HEADER not in self.headers)
 
+    def is_json(self) -> bool:
+        """Whether it says so."""
+        return _media_type(self.headers.get(b"content-type", b"")) == b"application/json"
+
     def refuse_encoded(self) -> None:
         """Raises UnsupportedMediaType for a compressed body."""
         encoding = self.headers.get(b"content-encoding")

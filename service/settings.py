@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from service.backends import Device
 from service.errors import SettingError
@@ -68,6 +68,10 @@ class Settings(BaseModel):
     cache_bytes: Annotated[int, Field(ge=0)] = 0
     compiled: Path = Field(default_factory=lambda: _cache_home() / "trueodds")
     access_log_sample: Share = 0.01
+    # A URL, which may hold a password.
+    feedback: SecretStr = Field(default_factory=lambda: SecretStr(_feedback_url()))
+    feedback_remembers: Annotated[int, Field(ge=0, le=10**8)] = 65_536
+    feedback_max: Positive = 1_000_000
     api_keys: Path | None = None
     metrics_access: Access = "open"
     docs_access: Access = "open"
@@ -121,8 +125,18 @@ class Settings(BaseModel):
 
 def _cache_home() -> Path:
     """As the XDG Base Directory Specification has it; beside other temporary files for a user without a home."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  must not raise
-    return home if home.is_absolute() else Path(tempfile.gettempdir()) / f"cache-{os.geteuid()}"
+    return _home("XDG_CACHE_HOME", "~/.cache", "cache")
+
+
+def _feedback_url() -> str:
+    """The same specification's folder for what should outlast a restart."""
+    path = _home("XDG_STATE_HOME", "~/.local/state", "state") / "trueodds" / "feedback.sqlite3"
+    return "sqlite" + path.as_uri().removeprefix("file")
+
+
+def _home(variable: str, usual: str, kind: str) -> Path:
+    home = Path(os.environ.get(variable) or os.path.expanduser(usual))  # noqa: PTH111  must not raise
+    return home if home.is_absolute() else Path(tempfile.gettempdir()) / f"{kind}-{os.geteuid()}"
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

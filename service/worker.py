@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import uvicorn
 
-from service import VERSION, registry
+from service import VERSION, feedback, registry
 from service.access_log import AccessLog
 from service.board import BOARD, Board
 from service.cache import AnswerCache
@@ -38,19 +38,23 @@ NO_ADMIN_PORT = "BentoML's launcher serves by one port only, so TRUEODDS_ADMIN_P
 class Models:
     """Every model loaded and warm, and what counts and logs what they are asked."""
 
-    def __init__(self, settings: Settings, board: Board, folder: Path | None, pulse: Pulse) -> None:
+    def __init__(self, settings: Settings, board: Board, folder: Path | None, number: int, pulse: Pulse) -> None:
         self.metrics = Metrics(folder)
         self.log = AccessLog(sys.stderr, settings.access_log_sample)
-        models = registry.load(settings, board, self.metrics.batch, cache=settings.compiled, pulse=pulse)
+        memories = feedback.memories(settings, folder, number)
+        models = registry.load(settings, board, self.metrics.batch, settings.compiled, pulse, memories)
         self.metrics.served(models)
         cache = AnswerCache(settings.cache_bytes)
         accepted = accepting(settings.formats)
         self.classifier = Classifier(
             models, settings.max_pixels, available_cores(), cache, self.metrics.cached, pulse, accepted
         )
+        self.feedback = feedback.started(settings, memories, models)
 
     def close(self) -> None:
         self.classifier.close()
+        if self.feedback:
+            self.feedback.close()
         self.metrics.count()
         self.log.close()
 
@@ -72,6 +76,7 @@ class Worker:
         Worker.of_this_process = self
         self.settings = settings
         self._folder = folder
+        self._number = number
         self._board = Board(folder and folder / BOARD, number)
         self._pulse = Pulse(self._board)
         self._gate = Gate.of(settings, folder, number, self._refused)
@@ -108,6 +113,6 @@ class Worker:
     def models(self) -> Models:
         """Loaded when first asked for. Raises StartupError."""
         if self._models is None:
-            self._models = Models(self.settings, self._board, self._folder, self._pulse)
+            self._models = Models(self.settings, self._board, self._folder, self._number, self._pulse)
             self._front.started(self._models)
         return self._models

@@ -64,6 +64,7 @@ def environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """The present environment with only the given settings of ours, and a BentoML home of its own."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRUEODDS_")}
     ours = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "TRUEODDS_COMPILED": str(COMPILED)}
+    ours["TRUEODDS_FEEDBACK"] = f"sqlite://{home / 'feedback.sqlite3'}"
     # Who waits for the end of a test has no load balancer.
     ours["TRUEODDS_DRAIN_S"] = "0"
     return inherited | ours | dict(settings)
