@@ -23,7 +23,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 # Where the bill of materials of each lock goes.
 SBOM ?= .cache/sbom
-LOCKS := serve serve-gpu signing oidc dev torch oracles
+LOCKS := serve serve-gpu signing oidc postgres dev torch oracles
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check format fuzz soak train export cards shift sign load bench image image-test image-abuse lock sbom clean
@@ -31,7 +31,7 @@ LOCKS := serve serve-gpu signing oidc dev torch oracles
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: $(VENV)/serve $(if $(TRUEODDS_SIGNED_BY),$(VENV)/signing) $(if $(TRUEODDS_OIDC_ISSUER),$(VENV)/oidc) ## serve both models on PORT (3000), HOST (127.0.0.1)
+serve: $(VENV)/serve $(if $(TRUEODDS_SIGNED_BY),$(VENV)/signing) $(if $(TRUEODDS_OIDC_ISSUER),$(VENV)/oidc) $(if $(filter postgres%,$(TRUEODDS_FEEDBACK)),$(VENV)/postgres) ## serve both models on PORT (3000), HOST (127.0.0.1)
 	@mkdir -p $(BENTOML_HOME)
 	@exec $(BIN)/python -m service --host $(HOST) --port $(PORT)
 
@@ -97,7 +97,8 @@ lock: $(VENV)/serve ## renew the locks after a change of requirements/*.in
 	$(COMPILE) -c requirements/serve.lock requirements/serve-gpu.in -o requirements/serve-gpu.lock
 	$(COMPILE) -c requirements/serve.lock requirements/signing.in -o requirements/signing.lock
 	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock requirements/oidc.in -o requirements/oidc.lock
-	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock -c requirements/oidc.lock requirements/dev.in -o requirements/dev.lock
+	$(COMPILE) -c requirements/serve.lock requirements/postgres.in -o requirements/postgres.lock
+	$(COMPILE) -c requirements/serve.lock -c requirements/signing.lock -c requirements/oidc.lock -c requirements/postgres.lock requirements/dev.in -o requirements/dev.lock
 	$(COMPILE) --no-deps -c requirements/dev.lock requirements/oracles.in -o requirements/oracles.lock
 
 sbom: $(VENV)/dev ## write a bill of materials (CycloneDX) of each lock to SBOM (.cache/sbom)
@@ -125,6 +126,10 @@ $(VENV)/signing: $(VENV)/serve requirements/signing.lock
 
 $(VENV)/oidc: $(VENV)/serve requirements/oidc.lock
 	$(PIP_INSTALL) --require-hashes -r requirements/oidc.lock
+	@touch $@
+
+$(VENV)/postgres: $(VENV)/serve requirements/postgres.lock
+	$(PIP_INSTALL) --require-hashes -r requirements/postgres.lock
 	@touch $@
 
 # torch's wheel is checked against the lock; a CUDA build of it then names its libraries itself, each by exact version.

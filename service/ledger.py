@@ -57,10 +57,10 @@ class Ledger:
 
     def tallies_soon(self) -> Tallies | None:
         """The same from any other thread; None where they cannot be had before long."""
-        # One question at a time, however many ask while the store hangs.
-        if self._tallies.done():
-            self._tallies = self._submit(self._read_tallies)
         try:
+            # One question at a time, however many ask while the store hangs.
+            if self._tallies.done():
+                self._tallies = self._submit(self._read_tallies)
             return self._tallies.result(PATIENCE_S)
         except (FeedbackUnavailable, NotReady, Late):
             return None

@@ -31,6 +31,15 @@ def document(version: str) -> dict[str, Any]:
                     [_NAME],
                 )
             },
+            "/v1/models/{name}/drift": {
+                "get": _get(
+                    "Does a model keep its promise, by the labels that came?",
+                    "Drift",
+                    _problems(401, 403, 404, 429, 503),
+                    [_NAME],
+                )
+            },
+            "/v1/feedback": {"post": _FEEDBACK},
             "/livez": {"get": _get("Is this worker alive?", "Status", {})},
             "/readyz": {"get": _get("Is every model loaded and warm?", "Status", _problems(503))},
         },
@@ -68,6 +77,10 @@ def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) ->
 def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
     """Or null, of a model that was never calibrated."""
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _closed(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    return _object(required, optional) | {"additionalProperties": False}
 
 
 def _titles(kind: type[Problem]) -> dict[int, str]:
@@ -150,6 +163,20 @@ _CLASSIFY = {
     },
 }
 
+_FEEDBACK = {
+    "summary": "Tell what images show that were classified before",
+    "description": "One label, or a list of up to 1,000, which is answered item by item.",
+    "requestBody": {"required": True, "content": _content({"anyOf": [_ref("Label"), _ref("Labels")]})},
+    "responses": {
+        "200": {
+            "description": "Recorded before, and the same; or, of a list, what became of each",
+            "content": _content({"anyOf": [_ref("Recorded"), _ref("RecordedList")]}),
+        },
+        "201": {"description": "Recorded now", "content": _content(_ref("Recorded"))},
+        **_problems(400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503),
+    },
+}
+
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT of the identity provider."},
     "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -191,6 +218,54 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "Results": _object(
         {"results": {"type": "array", "items": {"anyOf": [_ref("Result"), _object({"error": _ref("Problem")})]}}}
+    ),
+    "Label": _closed(
+        {
+            "request_id": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+            "label": {"type": "string", "maxLength": 256},
+            "sampling": {"enum": ["random", "selected"]},
+        },
+        {"index": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0}},
+    ),
+    "Labels": _closed({"feedback": {"type": "array", "items": _ref("Label"), "minItems": 1, "maxItems": 1000}}),
+    "Recorded": _object(
+        {
+            "request_id": _STRING,
+            "index": _INTEGER,
+            "label": _STRING,
+            "sampling": {"enum": ["random", "selected"]},
+            "model": _STRING,
+            "calibration": _STRING,
+            "recorded": {"enum": ["now", "before"]},
+        }
+    ),
+    "RecordedList": _object(
+        {"results": {"type": "array", "items": {"anyOf": [_ref("Recorded"), _object({"error": _ref("Problem")})]}}}
+    ),
+    "Kept": _object(
+        {
+            "observed": {"type": ["number", "null"]},
+            "interval": {"type": ["array", "null"], "items": _PROBABILITY},
+            "promised": {"type": ["number", "null"]},
+        }
+    ),
+    "Drift": _object(
+        {
+            "model": _object({"name": _STRING, "version": _STRING, "sha256": _STRING}),
+            "calibration": _STRING,
+            "since": {"type": ["string", "null"], "format": "date-time"},
+            "labels": _object(
+                dict.fromkeys(("counted", "selected", "out_of_distribution", "other_calibrations"), _INTEGER)
+            ),
+            "accuracy": _ref("Kept"),
+            "coverage": _ref("Kept"),
+            "spiegelhalter": _object(dict.fromkeys(("z", "p_value"), {"type": ["number", "null"]})),
+            "test": _object(dict.fromkeys(("alpha", "capital", "greatest_capital", "alarm_from", "p_value"), _NUMBER)),
+            "alarm": _BOOLEAN,
+            "alarm_since": {"type": ["string", "null"], "format": "date-time"},
+            "alarm_at_label": {"type": ["integer", "null"]},
+            "advice": _STRING,
+        }
     ),
     "ModelSummary": _object(
         {

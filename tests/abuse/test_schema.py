@@ -20,9 +20,10 @@ from tests.conftest import Server, fixtures
 
 GENERATION = schemathesis.GenerationMode
 CLASSIFY = "/v1/models/{name}/classify"
-PATHS = ["/v1/models", "/v1/models/{name}", CLASSIFY, "/livez", "/readyz"]
+FEEDBACK, DRIFT = "/v1/feedback", "/v1/models/{name}/drift"
+PATHS = ["/v1/models", "/v1/models/{name}", CLASSIFY, DRIFT, FEEDBACK, "/livez", "/readyz"]
 # Where nothing is given, nothing can be given wrongly.
-ASKED = [(path, GENERATION.POSITIVE) for path in PATHS] + [(CLASSIFY, GENERATION.NEGATIVE)]
+ASKED = [(path, GENERATION.POSITIVE) for path in PATHS] + [(path, GENERATION.NEGATIVE) for path in (CLASSIFY, FEEDBACK)]
 
 schemathesis.openapi.media_type("image/*", st.sampled_from([body for body, _ in fixtures("digits")[:8]]) | st.binary())
 schemathesis.openapi.media_type("application/x-npy", st.binary())
@@ -53,7 +54,7 @@ def test_whatever_is_asked_is_answered_as_documented(
     statuses: Counter[int] = Counter()
 
     @settings(
-        max_examples=250 if path == CLASSIFY else 20,
+        max_examples={CLASSIFY: 250, FEEDBACK: 100}.get(path, 20),
         deadline=None,
         database=None,
         derandomize=True,
@@ -68,7 +69,8 @@ def test_whatever_is_asked_is_answered_as_documented(
 
     ask()
     print(path, dict(statuses))
-    assert statuses[200] or mode is GENERATION.NEGATIVE
+    # No id that is made up was ever given.
+    assert statuses[404 if path == FEEDBACK else 200] or mode is GENERATION.NEGATIVE
     assert path != CLASSIFY or len(statuses) >= 4
 
 
