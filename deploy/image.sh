@@ -73,7 +73,7 @@ fetch_wheels() {
   say "fetching the wheels with this machine's pip settings"
   python -m pip download --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
     --requirement requirements/serve.lock --requirement requirements/oidc.lock --requirement requirements/signing.lock \
-    --dest "$cache/wheels" >"$cache/wheels.log" 2>&1 ||
+    --requirement requirements/postgres.lock --dest "$cache/wheels" >"$cache/wheels.log" 2>&1 ||
     { cat "$cache/wheels.log" >&2 && fail "pip could not fetch the wheels"; }
   options+=(--opt "build-context=wheels=$cache/wheels")
 }

@@ -8,9 +8,10 @@ confidence p in the top label and whether that was right, o:
     Z = Σ (o − p)(1 − 2p) / √(Σ (1 − 2p)² p (1 − p))
 
 is standard normal for a calibrated model, at one look. Whoever looks after each label meets |Z| > 2.58 sooner or later:
-20 % of calibrated models did within 4,000 labels. So the alarm is not given by Z but by a test martingale (Ville 1939; Shafer et al. 2011,
-"Test martingales, Bayes factors and p-values"): bets against the model, at the odds that it names itself. Under a
-calibrated model, and however often anybody looks, the mean of their capital never exceeds 1 / α but with probability α.
+with 20 % of calibrated models within 4,000 labels. So the alarm is not given by Z but by a test martingale (Ville 1939;
+Shafer et al. 2011, "Test martingales, Bayes factors and p-values"): bets against the model, at the odds that it names
+itself. Under a calibrated model, and however often anybody looks, the mean of their capital ever exceeds 1 / α with
+probability α at most.
 Each bet has an opinion of how wrong the model is, a factor on the odds of being right:
 
     exp(λ (1 − 2p))      for Z's own departures, λ > 0 for a model too sure of itself
@@ -20,9 +21,9 @@ An alarm once raised stays, for the capital of that moment is what counts.
 
 Measured by `python -m tests.simulate_drift`, α = 0.01, looked at after every label. False alarms within 4,000 labels:
 0.8 % of 5,000 calibrated models with 6 % errors, 0.5 % of those with 0.5 %, where Z with one look at 50 labels is wrong
-in 3.8 %. A model of 94 % that is too sure of itself by four points is noticed after 100, 200 and 500 labels in 57, 89 and
-100 % (Z with one look, just then: 79, 95, 100 %); one of 99.5 %, too sure by 0.4 points, after 1,000 and 4,000 in 57 and
-99.6 %. No model is calibrated without fault, and enough labels notice any fault.
+in 3.8 %. A model of 94 % that is too sure of itself by four points is noticed after 100, 200 and 500 labels in 57, 89
+and 100 % (Z with one look, just then: 79, 95 and 100 %); one of 99.5 %, too sure by 0.4 points, after 1,000 and 4,000
+in 57 and 99.6 %. No model is calibrated without fault, and enough labels notice any fault.
 """
 
 import math

@@ -94,6 +94,7 @@ _TITLES = _titles(Problem)
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": "digits"}
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
 _BOOLEAN, _STRINGS = {"type": "boolean"}, {"type": "array", "items": {"type": "string"}}
+_OPTIONAL_NUMBER = {"type": ["number", "null"]}
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _BINARY = {"type": "string", "format": "binary"}
 # What a problem of this status always says in its head.
@@ -244,9 +245,9 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "Kept": _object(
         {
-            "observed": {"type": ["number", "null"]},
+            "observed": _OPTIONAL_NUMBER,
             "interval": {"type": ["array", "null"], "items": _PROBABILITY},
-            "promised": {"type": ["number", "null"]},
+            "promised": _OPTIONAL_NUMBER,
         }
     ),
     "Drift": _object(
@@ -259,7 +260,7 @@ _SCHEMAS: dict[str, Any] = {
             ),
             "accuracy": _ref("Kept"),
             "coverage": _ref("Kept"),
-            "spiegelhalter": _object(dict.fromkeys(("z", "p_value"), {"type": ["number", "null"]})),
+            "spiegelhalter": _object({"z": _OPTIONAL_NUMBER, "p_value": _OPTIONAL_NUMBER}),
             "test": _object(dict.fromkeys(("alpha", "capital", "greatest_capital", "alarm_from", "p_value"), _NUMBER)),
             "alarm": _BOOLEAN,
             "alarm_since": {"type": ["string", "null"], "format": "date-time"},

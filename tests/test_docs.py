@@ -32,6 +32,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
         "TRUEODDS_SIGNED_BY": "none",
         "TRUEODDS_FORMATS": "png,jpeg,gif,webp,bmp",
         "TRUEODDS_COMPILED": "~/.cache/trueodds",
+        "TRUEODDS_FEEDBACK": "sqlite:///…",
         "TRUEODDS_API_KEYS": "none",
         "TRUEODDS_OIDC_ISSUER": "none",
         "TRUEODDS_TLS_CERT": "none",
