@@ -38,6 +38,7 @@ TILTS = (1.0, 2.0, -1.0)
 SLOPES = (0.4, 0.65, 1.5, 2.5)
 # Of the intervals around what was observed: those of Wilson (1927), for one look.
 INTERVAL = 0.95
+NO_PROMISE = "This model was never calibrated: it promises nothing, and takes no labels."
 # With fewer labels even a model that is wrong by five points in a hundred is noticed less than nine times in ten.
 FEW = 250
 # Confidences are float32: nearer to 1 there is none but 1 itself, at which nothing could be bet.
@@ -145,10 +146,11 @@ def wilson(successes: int, n: int, level: float = INTERVAL) -> tuple[float, floa
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def report(tally: Tally, others: int, coverage: float) -> dict[str, Any]:
+def report(tally: Tally, others: int, coverage: float | None) -> dict[str, Any]:
     """What GET /v1/models/{name}/drift tells beside the model's name.
 
-    `others`: labels of other calibrations of the model. `coverage` is promised for its prediction sets.
+    `others`: labels of other calibrations of the model. `coverage` is promised for its prediction sets; None by a model
+    that promises nothing.
     """
     z = tally.z
     return {
@@ -172,7 +174,7 @@ def report(tally: Tally, others: int, coverage: float) -> dict[str, Any]:
         "alarm": tally.alarm,
         "alarm_since": _time(tally.alarm_time),
         "alarm_at_label": tally.alarm_at,
-        "advice": advice(tally),
+        "advice": NO_PROMISE if coverage is None else advice(tally),
     }
 
 

@@ -75,7 +75,8 @@ class Feedback:
 
     @property
     def bundles(self) -> list[Bundle]:
-        return [model.bundle for model in self._models.values()]
+        """Of the models that promise anything."""
+        return [model.bundle for model in self._models.values() if model.bundle.calibration]
 
     def _recorded(self, store: Store, items: Sequence[Told]) -> list[Result]:
         """In the thread of the store."""
@@ -96,7 +97,7 @@ class Feedback:
         if kept is None:
             return UnknownAnswer(
                 f"No answer is remembered under this request_id and index {item.index}; each worker remembers the last "
-                f"{self._memories.capacity:,} of each model, until the service ends."
+                f"{self._memories.capacity:,} of each calibrated model, until the service ends."
             )
         if (kept.label, kept.sampling) != (item.label, item.sampling):
             return OtherLabel(f"This answer was labelled {kept.label!r}, {kept.sampling}, before, and that stays.")
@@ -124,7 +125,7 @@ def started(settings: Settings, memories: Memories, registry: Registry) -> Feedb
     """None where the settings turn it off. Raises SettingError."""
     if not is_on(settings):
         return None
-    ledger = Ledger(store_at(settings.feedback.get_secret_value(), settings.feedback_max))
+    ledger = Ledger(store_at(settings.feedback, settings.feedback_max))
     return Feedback(memories, ledger, registry)
 
 
@@ -134,35 +135,31 @@ def memories(settings: Settings, folder: Path | None, number: int) -> Memories:
 
 
 def is_on(settings: Settings) -> bool:
-    return settings.feedback.get_secret_value() != OFF and settings.feedback_remembers > 0
+    return settings.feedback != OFF and settings.feedback_remembers > 0
 
 
 def check(settings: Settings) -> None:
     """Raises SettingError for what would keep the workers from starting."""
     if is_on(settings):
-        store_at(settings.feedback.get_secret_value()).close()
+        store_at(settings.feedback).close()
 
 
 def identity(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
+    manifest, calibration = bundle.manifest, bundle.calibration
     model = {"name": manifest.name, "version": manifest.version, "sha256": bundle.sha256}
-    return {"model": model, "calibration": bundle.calibration.id}
+    return {"model": model, "calibration": calibration and calibration.id}
 
 
 def report_of(bundle: Bundle, tallies: Tallies) -> dict[str, Any]:
     """Of a model under the calibration that it is served with."""
     own, others = _split(bundle, tallies)
-    return drift.report(own, others, coverage_of(bundle))
-
-
-def coverage_of(bundle: Bundle) -> float:
-    """What the prediction sets promise that nobody asked another coverage of."""
-    return round(1 - bundle.calibration.conformal[0].alpha, 6)
+    # That of the sets of which nobody asked another.
+    return drift.report(own, others, next(iter(bundle.coverages), None))
 
 
 def _split(bundle: Bundle, tallies: Tallies) -> tuple[Tally, int]:
     """A model's tally under its present calibration, and how many labels there are of others of its."""
-    name, present = bundle.manifest.name, bundle.calibration.id
+    name, present = bundle.manifest.name, bundle.calibration.id if bundle.calibration else ""
     others = [tally for (model, calibration), tally in tallies.items() if model == name and calibration != present]
     return tallies.get((name, present), Tally()), sum(each.labels + each.selected + each.strange for each in others)
 

@@ -64,9 +64,12 @@ class Origin:
     labels: tuple[str, ...]
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "Origin":
-        manifest = bundle.manifest
-        return cls(manifest.name, manifest.version, bundle.sha256, bundle.calibration.id, tuple(manifest.labels))
+    def of(cls, bundle: Bundle) -> "Origin | None":
+        """None of one that promises nothing."""
+        manifest, calibration = bundle.manifest, bundle.calibration
+        if calibration is None:
+            return None
+        return cls(manifest.name, manifest.version, bundle.sha256, calibration.id, tuple(manifest.labels))
 
     @property
     def document(self) -> bytes:
@@ -183,7 +186,7 @@ class Memory:
         self._pack = layout.written_slot.pack
         self._slot_bytes, self._chunk_bytes = layout.slot_bytes, layout.chunk_bytes
         # In the bytes of a row's numbers.
-        self._logits_at = 4 + 8 * layout.classes
+        self._logits_at, self._logits_end = 4 + 8 * layout.classes, 4 + 12 * layout.classes
         self._path = folder and folder / f"{origin.model}-{layout.classes}-{number}.answers"
         # The next answer's place; places there are; when the last answer was given.
         self._position = self._places = self._stamp = 0
@@ -214,7 +217,14 @@ class Memory:
         self._position += 1
         numbers = row.numbers.tobytes()
         slot = self._pack(
-            key, stamp, self._tag, numbers[4:8], row.order[0], numbers[self._logits_at :], row.members, row.is_ood
+            key,
+            stamp,
+            self._tag,
+            numbers[4:8],
+            row.order[0],
+            numbers[self._logits_at : self._logits_end],
+            row.members,
+            row.is_ood,
         )
         buffer, size, start = self.buffer, self._slot_bytes, chunk * self._chunk_bytes
         at = start + CHUNK * KEY_BYTES + place * size
@@ -264,9 +274,9 @@ class Memories:
 
     def of(self, bundle: Bundle) -> Memory | None:
         """Of a model in this worker; None where nothing is to be remembered, or there is no room at all."""
-        if not self.capacity:
-            return None
         origin = Origin.of(bundle)
+        if origin is None or not self.capacity:
+            return None
         try:
             memory = Memory(origin, self.capacity, self._folder, self._number)
         except OSError as error:

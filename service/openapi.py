@@ -253,7 +253,7 @@ _SCHEMAS: dict[str, Any] = {
     "Drift": _object(
         {
             "model": _object({"name": _STRING, "version": _STRING, "sha256": _STRING}),
-            "calibration": _STRING,
+            "calibration": {"type": ["string", "null"]},
             "since": {"type": ["string", "null"], "format": "date-time"},
             "labels": _object(
                 dict.fromkeys(("counted", "selected", "out_of_distribution", "other_calibrations"), _INTEGER)

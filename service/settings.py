@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.backends import Device
 from service.errors import SettingError
@@ -69,7 +69,7 @@ class Settings(BaseModel):
     compiled: Path = Field(default_factory=lambda: _cache_home() / "trueodds")
     access_log_sample: Share = 0.01
     # A URL, which may hold a password.
-    feedback: SecretStr = Field(default_factory=lambda: SecretStr(_feedback_url()))
+    feedback: str = Field(default_factory=lambda: f"sqlite://{_feedback_path()}", repr=False)
     feedback_remembers: Annotated[int, Field(ge=0, le=10**8)] = 65_536
     feedback_max: Positive = 1_000_000
     api_keys: Path | None = None
@@ -128,10 +128,10 @@ def _cache_home() -> Path:
     return _home("XDG_CACHE_HOME", "~/.cache", "cache")
 
 
-def _feedback_url() -> str:
-    """The same specification's folder for what should outlast a restart."""
+def _feedback_path() -> str:
+    """The same specification's folder for what should outlast a restart, as in a URL."""
     path = _home("XDG_STATE_HOME", "~/.local/state", "state") / "trueodds" / "feedback.sqlite3"
-    return "sqlite" + path.as_uri().removeprefix("file")
+    return path.as_uri().removeprefix("file://")
 
 
 def _home(variable: str, usual: str, kind: str) -> Path:

@@ -151,6 +151,13 @@ def test_a_report_without_labels_promises_and_observes_nothing() -> None:
     assert told["advice"].startswith("No label counts yet")
 
 
+def test_of_a_model_that_promises_nothing_nothing_is_told() -> None:
+    """But that."""
+    told = report(Tally(), 0, None)
+    assert told["coverage"]["promised"] is None
+    assert told["advice"].startswith("This model was never calibrated")
+
+
 def test_a_report_tells_which_way_a_model_is_wrong() -> None:
     """Too sure of itself, or too unsure."""
     sure = report(counted([(0.9, number % 2 == 0, True) for number in range(60)]), 0, 0.95)

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle import calibration_id, digest
+from service.audit import calibration_id
+from service.bundle import digest
 from service.keys import main as keys
 from service.settings import BUNDLES
 from service.stores import read
@@ -184,7 +185,7 @@ def test_what_is_wrong_is_told(two: tuple[Client, Client]) -> None:
         405: one.http.get("/v1/feedback"),
     }
     assert {status: answer.status_code for status, answer in answers.items()} == {status: status for status in answers}
-    assert "the last 65,536 of each model" in answers[404].json()["detail"]
+    assert "the last 65,536 of each calibrated model" in answers[404].json()["detail"]
     assert "there are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in answers[422].json()["detail"]
     assert all(answer.headers["content-type"] == "application/problem+json" for answer in answers.values())
     encoded = post("/v1/feedback", content=b"{}", headers=as_json | {"content-encoding": "gzip"})
@@ -377,7 +378,7 @@ def test_what_is_forgotten_is_told(tmp_path: Path) -> None:
         statuses = [client.tell(request_id).status_code for request_id in ids]
         assert statuses == [404, 200, 201, 201, 201]
         assert client.tell(ids[1], "3").status_code == 409
-        assert "the last 3 of each model" in client.tell(ids[0]).json()["detail"]
+        assert "the last 3 of each calibrated model" in client.tell(ids[0]).json()["detail"]
         client.http.close()
 
 

@@ -29,9 +29,9 @@ def row(seed: int = 0, classes: int = 3) -> Row:
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=classes).astype(np.float32)
     order = (-logits).argsort(kind="stable")
-    numbers = rng.random(1 + 3 * classes).astype(np.float32)
-    numbers[1 + 2 * classes :] = logits
-    return Row(order, numbers, bytes(rng.integers(0, 2, classes, np.uint8)), bool(seed % 2))
+    numbers = rng.random(2 + 3 * classes).astype(np.float32)
+    numbers[1 + 2 * classes : -1] = logits
+    return Row(order, numbers, bytes(rng.integers(0, 2, classes, np.uint8)), bool(seed % 2), abstain=False)
 
 
 def same(found: Remembered | None, kept: Row) -> bool:
@@ -39,7 +39,7 @@ def same(found: Remembered | None, kept: Row) -> bool:
         found is not None
         and found.confidence == kept.numbers[1]
         and found.predicted == kept.order[0]
-        and found.logits == kept.numbers[1 + 2 * len(kept.order) :].tobytes()
+        and found.logits == kept.numbers[1 + 2 * len(kept.order) : -1].tobytes()
         and found.members == kept.members
         and found.is_ood == kept.is_ood
     )
