@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from service.audit import calibration_id
-from service.bundle import digest
+from service.bundle import digest, discover
 from service.keys import main as keys
 from service.settings import BUNDLES
 from service.stores import read
@@ -238,7 +238,8 @@ def test_report_and_gauges_are_the_same_everywhere(two: tuple[Client, Client]) -
     assert first["trueodds_feedback_up"] == 1
     assert first['trueodds_feedback_labels{model="digits",use="counted"}'] == told["labels"]["counted"]
     assert first['trueodds_drift_z{model="digits"}'] == pytest.approx(told["spiegelhalter"]["z"])
-    assert first['trueodds_drift_alarm{model="cifar10"}'] == 0
+    served = [model["name"] for model in one.http.get("/v1/models").json()["models"]]
+    assert [first[f'trueodds_drift_alarm{{model="{name}"}}'] for name in served] == [0] * len(served)
     assert first['trueodds_feedback_accuracy{kind="observed",model="digits"}'] == told["accuracy"]["observed"]
     assert first['trueodds_feedback_coverage{kind="promised",model="digits"}'] == 0.95
 
@@ -328,16 +329,16 @@ def kill_worker_of(client: Client, server: Server) -> None:
     pytest.fail("no worker has this connection")
 
 
-def recalibrated(root: Path) -> None:
-    """A second version of digits under `root`, under another calibration id."""
-    directory = root / "digits" / "2"
-    shutil.copytree(root / "digits" / "1", directory)
+def recalibrated(served: Path) -> None:
+    """A newer version of a bundle, under another calibration id."""
+    directory = served.parent / "1000"
+    shutil.copytree(served, directory)
     path = directory / "calibration.json"
     document = json.loads(path.read_text())
     document["created_by"]["note"] = "another"
     path.write_text(json.dumps(document | {"id": calibration_id(document)}))
     manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["version"] = "2"
+    manifest["version"] = "1000"
     manifest["files"]["calibration.json"] = digest(path)
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
@@ -345,19 +346,21 @@ def recalibrated(root: Path) -> None:
 def test_a_label_counts_for_the_calibration_of_its_answer(tmp_path: Path) -> None:
     """Not for the one that has taken its place meanwhile, by SIGHUP."""
     bundles = tmp_path / "bundles"
-    shutil.copytree(BUNDLES / "digits", bundles / "digits")
+    newest = discover(BUNDLES, ("digits",))["digits"].directory
+    served = bundles / "digits" / newest.name
+    shutil.copytree(newest, served)
     settings = {**TWO, "TRUEODDS_BUNDLES": str(bundles)}
     with serving(tmp_path / "home", settings) as server:
         with at_two_workers(server) as (one, _):
             old = [one.classify(number) for number in range(3)]
             one.tell(old[0]["request_id"]).raise_for_status()
-        recalibrated(bundles)
+        recalibrated(served)
         workers = set(children(server.pid))
         os.kill(server.pid, signal.SIGHUP)
         wait_until(lambda: len(children(server.pid)) == 2 and not workers & set(children(server.pid)))
         with at_two_workers(server) as (one, other):
             new = [one.classify(number) for number in range(2)]
-            assert [answer["model"]["version"] for answer in (old[0], new[0])] == ["1", "2"]
+            assert [answer["model"]["version"] for answer in (old[0], new[0])] == [newest.name, "1000"]
             assert new[0]["calibration"]["id"] != old[0]["calibration"]["id"]
             for answer, number in ((old[1], 1), (old[2], 2), (new[0], 0)):
                 told = other.tell(answer["request_id"], IMAGES[number][1])

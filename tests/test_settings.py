@@ -1,6 +1,7 @@
 """service.settings: each variable is understood or refused by name, and no worker takes another's cores."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "compiled": ("/var/cache/trueodds", Path("/var/cache/trueodds")),
     "cache_bytes": ("4096", 4096),
     "access_log_sample": ("0.5", 0.5),
+    "feedback": ("off", "off"),
+    "feedback_remembers": ("1000", 1000),
+    "feedback_max": ("10", 10),
     "api_keys": ("/etc/trueodds/keys.json", Path("/etc/trueodds/keys.json")),
     "metrics_access": ("admin", "admin"),
     "docs_access": ("closed", "closed"),
@@ -95,6 +99,8 @@ def test_a_variable_nobody_reads_is_an_error(name: str) -> None:
     [
         *((field, text) for field in ("max_queue_size", "max_queue_bytes", "max_wait_ms") for text in ("0", "-1", "x")),
         *((field, text) for field in ("max_batch_size", "cache_bytes") for text in ("-1", "1.5", "x")),
+        *(("feedback_remembers", text) for text in ("-1", "1.5", "x", "1e9")),
+        *(("feedback_max", text) for text in ("0", "-1", "x")),
         *((field, text) for field in ("max_body_bytes", "max_pixels", "max_images") for text in ("0", "", "1.5")),
         *((field, text) for field in ("workers", "threads") for text in ("-1", "auto", "1e3")),
         *((field, "0") for field in ("header_timeout_s", "body_timeout_s", "keep_alive_s", "start_s")),
@@ -125,6 +131,23 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(SettingError) as refusal:
         Settings.from_environment({"TRUEODDS_DEVICE": "gpu", "TRUEODDS_WORKERS": "x", "TRUEODDS_PORT": "1"})
     assert all(name in str(refusal.value) for name in ("TRUEODDS_DEVICE=", "TRUEODDS_WORKERS=", "TRUEODDS_PORT is not"))
+
+
+def test_where_labels_are_kept_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the user's folder for what outlasts a restart; beside temporary files for one without a home."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/a b")
+    assert Settings().feedback == "sqlite:///var/lib/a%20b/trueodds/feedback.sqlite3"
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert Settings().feedback == "sqlite:///home/somebody/.local/state/trueodds/feedback.sqlite3"
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert re.search(r"/state-\d+/trueodds/feedback\.sqlite3$", Settings().feedback)
+
+
+def test_the_address_of_labels_is_not_shown() -> None:
+    """It may hold a password."""
+    given = Settings.from_environment({"TRUEODDS_FEEDBACK": "postgresql://u:s3cret@h/d"})
+    assert "s3cret" not in repr(given) + str(given)
 
 
 def test_settings_do_not_change() -> None:
