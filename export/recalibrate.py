@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from service.stores import LabelledAnswers, StoreError
 
 from export.bundles import check_new, write
 from export.calibrate import Fitted, Strangeness, fit
@@ -39,6 +38,7 @@ from service.calibrators import probabilities
 from service.documents import Calibration
 from service.errors import BundleError, SettingError
 from service.settings import BUNDLES, Settings
+from service.stores import LabelledAnswers, StoreError
 
 # Of the labels, to fit and for thresholds; the rest is for the gates.
 SHARES = (0.4, 0.3)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vector", action="store_true", help="a weight for each class too, which may change answers")
     given = parser.parse_args(argv)
     try:
-        url = given.feedback or Settings.from_environment().feedback.get_secret_value()
+        url = given.feedback or Settings.from_environment().feedback
         found = bundle.discover(given.bundles, (given.name,))[given.name]
         wanted = Wanted(given.version or after(found.manifest.version), given.risk, given.vector)
         recalibrate(found, given.weights or weights_path(given.name), stores.read(url, given.name), wanted)

@@ -63,8 +63,9 @@ class Kept:
 
     def __str__(self) -> str:
         return (
-            f"accuracy {self.accuracy:.2%}, promised {self.confidence:.2%}; ECE {self.ece_15:.2%}; sets hold the label "
-            f"in {self.coverage:.2%}, promised {self.promised:.0%}; {self.n:,} images, {self.strange:,} out of distribution"
+            f"accuracy {self.accuracy:.2%}, promised {self.confidence:.2%}; ECE {self.ece_15:.2%}; "
+            f"sets hold the label in {self.coverage:.2%}, promised {self.promised:.0%}; "
+            f"{self.n:,} images, {self.strange:,} out of distribution"
         )
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from export import onnx as onnx_form
 from export import strangeness
 from export import torchscript as torchscript_form
-from export.__main__ import load_network
 from export.graph import Answering, CalibratedGraph
+from export.networks import load_network
 from export.parity import ParityError, reference, verify
 from export.strangeness import Seen
 from models import MODELS, weights_path
