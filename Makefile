@@ -4,7 +4,6 @@ PYTHON ?= python3
 PORT ?= 3000
 HOST ?= 127.0.0.1
 MODEL ?= digits
-VERSION ?= 1
 RUNS ?= 100000
 MINUTES ?= 60
 ATHERIS := 3.0.0
@@ -64,14 +63,14 @@ soak: $(VENV)/dev ## good and bad traffic for MINUTES (60); writes memory, descr
 train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
 	$(BIN)/python -m models.train $(MODEL)
 
-export: $(VENV)/dev ## export MODEL as bundle VERSION (1)
-	$(BIN)/python -m export $(MODEL) --version $(VERSION)
+export: $(VENV)/dev ## export MODEL as bundle VERSION (the next)
+	$(BIN)/python -m export $(MODEL) $(if $(VERSION),--version $(VERSION))
 
 cards: $(VENV)/dev ## write the model cards of the newest bundles anew, with their pictures (MODEL: of one only)
 	$(BIN)/python -m export cards $(if $(filter-out file,$(origin MODEL)),$(MODEL))
 
-sign: $(VENV)/dev ## sign bundle VERSION (1) of MODEL with KEY, a private key in PEM form
-	$(BIN)/python -m export sign models/bundles/$(MODEL)/$(VERSION) --key $(KEY)
+sign: $(VENV)/dev ## sign bundle VERSION (the newest) of MODEL with KEY, a private key in PEM form
+	$(BIN)/python -m export sign models/bundles/$(MODEL)/$(or $(VERSION),$(shell ls models/bundles/$(MODEL) | sort -V | tail -1)) --key $(KEY)
 
 shift: $(VENV)/dev ## measure MODEL on corrupted images and on others than its own; writes docs/shift (SHIFT='--images 500' for fewer)
 	$(BIN)/python -m export shift $(MODEL) $(SHIFT)

@@ -12,6 +12,7 @@ from export.parity import verify
 from service import bundle, tuning
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
+from service.errors import BundleError
 from service.images import InputSpec, Pixels
 from service.settings import Settings, available_cores
 
@@ -45,6 +46,15 @@ def write(
     print(f"wrote {destination}")
     _tune(bundle.load(destination))
     return destination
+
+
+def next_version(bundles: Path, name: str) -> str:
+    """The newest version of a model with its last part one higher; 1 where there is none."""
+    try:
+        *parts, last = bundle.newest(bundles, (name,))[name].name.split(".")
+    except BundleError:
+        return "1"
+    return ".".join([*parts, str(int(last) + 1)])
 
 
 def check_new(destination: Path) -> None:

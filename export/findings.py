@@ -72,7 +72,7 @@ def reliability(subject: Subject) -> str:
 ![Reliability diagrams before and after calibration, with what chance alone would give.](reliability.svg)
 
 A model is calibrated when, of the answers it gives with 90 %, 90 % are right: the points then lie on the dotted line.
-Grey is where chance alone would put 95 of 100 points of a perfectly calibrated model. Below it the difference from the
+Grey is where chance alone would put 99 of 100 points of a perfectly calibrated model. Below it the difference from the
 dotted line in percentage points, on an axis that is logarithmic beyond 0.1, and the number of images in each bin.
 
 {told}

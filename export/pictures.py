@@ -149,7 +149,7 @@ def at_threshold(calibration: Calibration) -> RiskPoint | None:
 
 
 def outside(found: Bin) -> bool:
-    """Whether the accuracy of this bin is not within what chance alone would give in 95 of 100 cases."""
+    """Whether the accuracy of this bin is not within what chance alone would give in 99 of 100 cases."""
     if found.accuracy is None or found.null_low is None or found.null_high is None:
         return False
     return not found.null_low <= found.accuracy <= found.null_high
@@ -203,7 +203,7 @@ def _bin_legend() -> list["Artist"]:
 
     return [
         Line2D([], [], color=GREY, lw=0.8, ls=":", label="accuracy = confidence"),
-        Patch(color=PALE, label="by chance alone, in 95 of 100 cases"),
+        Patch(color=PALE, label="by chance alone, in 99 of 100 cases"),
         Line2D([], [], ls="", marker="o", ms=5.5, mec=BLUE, mfc="white", mew=1.4, label="accuracy, within that"),
         Line2D([], [], ls="", marker="D", ms=5.5, color=VERMILION, label="accuracy, outside of that"),
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.bundles import check_new, write
+from export.bundles import check_new, next_version, write
 from export.calibrate import Fitted, Strangeness, fit
 from export.documents import Export
 from export.gates import CalibrationError
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         url = given.feedback or Settings.from_environment().feedback
         found = bundle.discover(given.bundles, (given.name,))[given.name]
-        wanted = Wanted(given.version or after(found.manifest.version), given.risk, given.vector)
+        wanted = Wanted(given.version or next_version(given.bundles, given.name), given.risk, given.vector)
         recalibrate(found, given.weights or weights_path(given.name), stores.read(url, given.name), wanted)
     except (CalibrationError, ParityError, BundleError, DataError, StoreError, SettingError, FileExistsError) as error:
         print(f"recalibrate: {error}", file=sys.stderr)
@@ -104,12 +104,6 @@ def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted:
         name, wanted.version, found.manifest.labels, found.manifest.input, held, tested, fitted, served.ood, record
     )
     return write(destination, graph, found.manifest.input, noise, lambda directory: export)
-
-
-def after(version: str) -> str:
-    """The next version: its last part one higher."""
-    *parts, last = version.split(".")
-    return ".".join([*parts, str(int(last) + 1)])
 
 
 def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:

@@ -71,7 +71,7 @@ class Metrics(Document):
 class Bin(Document):
     """The images whose confidence is in (low, high]: how sure the model was of them, and how many were right.
 
-    confidence and accuracy are null in an empty bin. Of 95 in 100 perfectly calibrated models the accuracy is between
+    confidence and accuracy are null in an empty bin. Of 99 in 100 perfectly calibrated models the accuracy is between
     null_low and null_high.
     """
 
