@@ -152,6 +152,17 @@ def test_blocks_are_those_of_isotonic_regression_centred(pairs: list[tuple[int, 
     assert list(sizes) == [np.isclose(fitted, level).sum() for level in levels]
 
 
+def test_the_isotonic_map_passes_through_every_block() -> None:
+    """Where they are few, its inner knots are the centred blocks, less those of value 0 and 1."""
+    logits, labels = exaggerated(300, 4, 1.5, np.random.default_rng(8))
+    params = FITS["isotonic_pooled"](logits, labels)
+    x, y, _ = centred_isotonic(softmax(logits / params["temperature"], axis=1).ravel(), np.eye(4)[labels].ravel())
+    inner = (y > 0) & (y < 1)
+    assert 3 < inner.sum() < 62
+    assert array(params, "knots")[1:-1].tolist() == x[inner].tolist()
+    assert array(params, "values")[1:-1].tolist() == y[inner].tolist()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "sharpness"), [(5, 1.0), (300, 3.0), (30_000, 3.0), (30_000, 30.0)])
 def test_the_isotonic_map_rises_strictly_from_end_to_end(n: int, sharpness: float) -> None:
