@@ -126,6 +126,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
+def committed(model: str) -> Path:
+    """The newest bundle of a model in this repository."""
+    return bundle.newest(BUNDLES, (model,))[model]
+
+
 def calibration(model: str) -> Calibration:
     """Of the committed bundle."""
     found = bundle.discover(BUNDLES)[model].calibration

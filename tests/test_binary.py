@@ -114,7 +114,7 @@ def test_arrays_lie_where_any_machine_reads_them_fast(bundle: Bundle, n: int) ->
     rows = Answers(bundle).rows(outputs(np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)))
     body = binary(bundle).encode(rows, Options(logits=True), "i" * n)
     arrays = list(decode(body)["arrays"].values())
-    assert [array.dtype.str for array in arrays] == ["<f4", "<f4", "|u1", "|u1", "|u1", "|u1", "<f4"]
+    assert [array.dtype.str for array in arrays] == ["<f4", "<f4", "<f4", "|u1", "|u1", "|u1", "|u1", "<f4"]
     at = 8 + int.from_bytes(body[4:8], "little")
     whole = np.frombuffer(body, np.uint8)
     for array in arrays:

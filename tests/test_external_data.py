@@ -14,6 +14,7 @@ from service.backends.external_data import external_locations, self_contained
 from service.errors import BundleError
 from service.seal import model_file
 from service.settings import BUNDLES
+from tests.conftest import committed
 
 LOCATIONS = ["/etc/hostname", "../weights.bin", "sub/../../weights.bin", "weights.bin", "link.bin", ""]
 PLACES = ["initializer", "sparse", "attribute", "list", "subgraph", "subgraphs", "function", "training"]
@@ -93,7 +94,7 @@ def test_the_mark_alone_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_the_served_networks_hold_their_weights(name: str) -> None:
     """Both committed files pass."""
-    assert self_contained(model_file(BUNDLES / name / "1", "model.onnx", None))
+    assert self_contained(model_file(committed(name), "model.onnx", None))
 
 
 @given(place=st.sampled_from(PLACES), cut=st.floats(0, 1, exclude_max=True), where=st.floats(0, 1, exclude_max=True))

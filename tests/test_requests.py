@@ -126,7 +126,7 @@ def test_a_parameter_given_twice_is_refused(query: bytes) -> None:
 @pytest.mark.parametrize(("query", "named"), [(b"topk=1", "topk"), (b"x", "x"), (b"TOP_K=1", "TOP_K"), (b"=1", "")])
 def test_an_unknown_parameter_is_refused(query: bytes, named: str) -> None:
     """A misspelt parameter is named, and so are those there are."""
-    with pytest.raises(BadParameter, match=f"no parameter '{named}'; there are top_k and logits"):
+    with pytest.raises(BadParameter, match=f"no parameter '{named}'; there are top_k, logits and coverage"):
         request(query=query).options(10, COVERAGES)
 
 

@@ -23,7 +23,7 @@ from service.launch import check
 from service.settings import BUNDLES, Settings
 from service.signature import SignatureError, signed_digests
 from service.trust import SIGNATURE, Trust
-from tests.conftest import ROOT, environment, free_port
+from tests.conftest import committed, ROOT, environment, free_port
 from tests.test_bundle import write_bundle
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -270,7 +270,7 @@ def test_the_pin_is_the_digest_that_sha256sum_tells() -> None:
     """So anybody can make one."""
     found = bundle.discover(BUNDLES)["digits"]
     told = subprocess.run(["sha256sum", found.directory / "manifest.json"], capture_output=True, text=True, check=True)
-    assert found.seal.pin == f"digits/1@sha256:{told.stdout.split()[0]}"
+    assert found.seal.pin == f"digits/{found.manifest.version}@sha256:{told.stdout.split()[0]}"
     assert Settings.from_environment({"TRUEODDS_PINNED": found.seal.pin}).trust.pins == (found.seal.pin,)
 
 
@@ -304,8 +304,8 @@ def test_torchscript_is_refused_unless_somebody_vouches() -> None:
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """A copy of the real bundle, alone under its root."""
-    directory = tmp_path / "digits" / "1"
-    shutil.copytree(BUNDLES / "digits" / "1", directory)
+    directory = tmp_path / "digits" / committed("digits").name
+    shutil.copytree(committed("digits"), directory)
     return directory
 
 
@@ -337,7 +337,7 @@ def test_a_network_swapped_between_check_and_load_is_never_served(
 
     def racing(*arguments: object) -> object:
         found = true_discover(*arguments)  # type: ignore[arg-type]
-        shutil.copy(BUNDLES / "cifar10" / "1" / file, digits / file)
+        shutil.copy(committed("cifar10") / file, digits / file)
         return found
 
     monkeypatch.setattr(bundle, "discover", racing)

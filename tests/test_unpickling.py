@@ -22,7 +22,7 @@ from service.bundle import MANIFEST
 from service.errors import BackendError, BundleError
 from service.settings import BUNDLES
 from service.trust import Trust
-from tests.conftest import ROOT, Server, fixtures
+from tests.conftest import committed, ROOT, Server, fixtures
 from tests.test_bundle import sha256
 
 pytestmark = pytest.mark.slow
@@ -151,8 +151,8 @@ def test_loading_the_bundles_unpickles_nothing(backend: str, tmp_path: Path) -> 
 
 def with_archive(content: bytes, root: Path) -> Path:
     """The bundle of digits with another TorchScript file, for which its manifest vouches."""
-    directory = root / "digits" / "1"
-    shutil.copytree(BUNDLES / "digits" / "1", directory)
+    directory = root / "digits" / committed("digits").name
+    shutil.copytree(committed("digits"), directory)
     (directory / torchscript.FILE).write_bytes(content)
     manifest = json.loads((directory / MANIFEST).read_text())
     manifest["files"][torchscript.FILE] = sha256(content)
@@ -175,7 +175,7 @@ def test_a_pickle_in_the_place_of_torchscript_runs_nothing(tmp_path: Path, canar
 
 def test_a_bomb_inside_a_sound_archive_is_not_set_off(tmp_path: Path, canary: Path) -> None:
     """The archive of digits with the pickle of its module replaced."""
-    content, sound = io.BytesIO(), BUNDLES / "digits" / "1" / torchscript.FILE
+    content, sound = io.BytesIO(), committed("digits") / torchscript.FILE
     with zipfile.ZipFile(sound) as source, zipfile.ZipFile(content, "w") as target:
         for entry in source.infolist():
             bomb = entry.filename.endswith("/data.pkl")
