@@ -20,8 +20,8 @@ logger = logging.getLogger("trueodds")
 MOST_WAITING = 64
 # How long a store that failed is left alone, and how old what is told of it may be.
 RETRY_S, FRESH_S = 1.0, 1.0
-# How long those who ask for metrics are kept waiting for the store.
-PATIENCE_S = 2.0
+# How long clients are kept waiting for a store that hangs, and those who ask for metrics.
+LONGEST_S, PATIENCE_S = 10.0, 2.0
 
 T = TypeVar("T")
 
@@ -47,13 +47,13 @@ class Ledger:
             raise FeedbackUnavailable("Too many labels wait to be recorded; retry later.")
         self._waiting += 1
         try:
-            return await asyncio.wrap_future(self._submit(lambda: self._tried(work)))
+            return await self._done(lambda: self._tried(work))
         finally:
             self._waiting -= 1
 
     async def tallies(self) -> Tallies:
         """Of every model and calibration, a second old at most. Raises FeedbackUnavailable."""
-        return await asyncio.wrap_future(self._submit(self._read_tallies))
+        return await self._done(self._read_tallies)
 
     def tallies_soon(self) -> Tallies | None:
         """The same from any other thread; None where they cannot be had before long."""
@@ -69,6 +69,14 @@ class Ledger:
         """When what is under way has ended."""
         self._thread.submit(self._store.close)
         self._thread.shutdown()
+
+    async def _done(self, work: Callable[[], T]) -> T:
+        """In the thread, before long. What was begun goes on nevertheless, and who tells it again finds it done."""
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                return await asyncio.wrap_future(self._submit(work))
+        except TimeoutError:
+            raise _unavailable() from None
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
         try:

@@ -16,7 +16,6 @@ import logging
 import mmap
 import os
 import re
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,33 +23,24 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
 from service.answers import Row
 from service.bundle import Bundle
 from service.errors import Problem
 from service.files import write_whole
 from service.mapped import mapped
+from service.slots import CHUNK, KEY_BYTES, Layout, Read, Slot, check_of
 
 logger = logging.getLogger("trueodds")
 
-CHUNK = 1024
 # Of one model in one worker: where an answer of very many classes is large, fewer are remembered.
 MOST_BYTES = 64 * 1024 * 1024
-# Of a key what is looked through, and of an answer the CRC-32 at its end.
-KEY_BYTES, CHECK_BYTES = 8, 4
 # Where there was no room, it is looked for again so much later.
 RETRY_NS = 1_000_000_000
 ORIGIN = ".origin"
 FILE = re.compile(r"(?P<model>.+)-(?P<classes>\d+)-(?P<number>\d+)\.answers")
-
-Keys = npt.NDArray[np.uint64]
-# (offset, size) → so many bytes of a ring.
-Read = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -99,65 +89,6 @@ class Remembered:
     logits: bytes
     members: bytes
     is_ood: bool
-
-
-class Slot(NamedTuple):
-    """An answer as it is kept."""
-
-    key: bytes
-    stamp: int
-    tag: bytes
-    confidence: float
-    predicted: int
-    logits: bytes
-    members: bytes
-    is_ood: bool
-
-
-class Layout:
-    """Where things are in a ring of answers among so many classes."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        slot = f"<16sq8s%sI{4 * classes}s{classes}s?"
-        padding = -(struct.calcsize(slot % "f") + CHECK_BYTES) % 8
-        # As Slot has it; the confidence is written as the four bytes that it is already.
-        self.slot, self.written_slot = (struct.Struct(f"{slot % kind}{padding}x") for kind in ("f", "4s"))
-        self.slot_bytes = self.slot.size + CHECK_BYTES
-        self.chunk_bytes = CHUNK * (KEY_BYTES + self.slot_bytes)
-
-    def read_slot(self, read: Read, place: int) -> Slot | None:
-        """None where nothing was written, or not wholly."""
-        chunk, within = divmod(place, CHUNK)
-        kept = read(chunk * self.chunk_bytes + CHUNK * KEY_BYTES + within * self.slot_bytes, self.slot_bytes)
-        slot = kept[: self.slot.size]
-        if check_of(slot) != kept[self.slot.size :] or not any(slot):
-            return None
-        return Slot(*self.slot.unpack(slot))
-
-    def find(self, read: Read, size: int, sought: Keys) -> Iterator[Slot]:
-        """Those of a ring of so many bytes whose keys begin as one that is sought; `sought` is sorted."""
-        chunks = size // self.chunk_bytes
-        parts = [read(chunk * self.chunk_bytes, CHUNK * KEY_BYTES) for chunk in range(chunks)]
-        keys = np.frombuffer(b"".join(parts), np.uint64)
-        for place in np.flatnonzero(np.isin(keys, sought)).tolist():
-            if slot := self.read_slot(read, place):
-                yield slot
-
-    def newest(self, buffer: mmap.mmap, places: int) -> tuple[int, int]:
-        """The time of the last answer in a ring, and its place; (0, -1) where there is none."""
-        chunk = np.dtype([("keys", f"V{CHUNK * KEY_BYTES}"), ("slots", f"V{self.slot_bytes}", CHUNK)])
-        slots = np.frombuffer(buffer, chunk)["slots"].reshape(-1)[:places]
-        stamps = slots.view(f"V16,<i8,V{self.slot_bytes - 24}")["f1"].copy()
-        for place in stamps.argsort()[::-1].tolist():
-            # One that was not wholly written tells no time.
-            if slot := self.read_slot(lambda offset, size: buffer[offset : offset + size], place):
-                return slot.stamp, place
-        return 0, -1
-
-
-def check_of(slot: bytes) -> bytes:
-    return crc32(slot).to_bytes(CHECK_BYTES, "little")
 
 
 class Memory:
@@ -228,7 +159,7 @@ class Memory:
         )
         buffer, size, start = self.buffer, self._slot_bytes, chunk * self._chunk_bytes
         at = start + CHUNK * KEY_BYTES + place * size
-        buffer[at : at + size] = slot + crc32(slot).to_bytes(CHECK_BYTES, "little")
+        buffer[at : at + size] = slot + check_of(slot)
         at = start + place * KEY_BYTES
         buffer[at : at + KEY_BYTES] = key[:KEY_BYTES]
 

@@ -13,7 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import httpx
+import numpy as np
 import pytest
 
 from service.audit import calibration_id
@@ -157,6 +159,15 @@ def test_every_way_of_asking_is_remembered(two: tuple[Client, Client]) -> None:
             201,
             404,
         ]
+
+
+def test_what_bentomls_client_is_answered_is_remembered(server: Server) -> None:
+    """Each image has an id of its own there."""
+    with bentoml.SyncHTTPClient(server.url) as client:
+        several = client.classify_pixels(pixels=np.zeros((2, 28, 28, 3), np.uint8), model="digits")["results"]
+    labels = [{"request_id": each["request_id"], "label": "1", "sampling": "selected"} for each in several]
+    told = httpx.post(f"{server.url}/v1/feedback", json={"feedback": labels}).json()["results"]
+    assert [each["recorded"] for each in told] == ["now"] * 2
 
 
 def test_of_an_id_sent_twice_the_newer_answer_is_labelled(two: tuple[Client, Client], home: Path) -> None:

@@ -126,6 +126,29 @@ def test_metrics_do_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPa
     bench.close()
 
 
+def test_nobody_waits_for_ever_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever labels or asks for drift is told so in time; once it goes on they are answered."""
+    monkeypatch.setattr("service.ledger.LONGEST_S", 0.1)
+
+    async def ask() -> None:
+        bench = Bench()
+        bench.now += FRESH_S
+        bench.store.going.clear()
+        for _ in range(2):
+            with pytest.raises(FeedbackUnavailable):
+                await bench.ledger.use(lambda store: store.record([], 1.0))
+            with pytest.raises(FeedbackUnavailable):
+                await bench.ledger.tallies()
+        bench.store.going.set()
+        monkeypatch.setattr("service.ledger.LONGEST_S", 10.0)
+        assert await bench.ledger.use(lambda store: store.record([], 1.0)) == []
+        # Those who waited no longer are not answered in vain.
+        assert bench.store.asked == 2
+        bench.close()
+
+    asyncio.run(ask())
+
+
 def test_no_more_than_so_many_wait() -> None:
     """Whoever comes then is told so at once; the event loop goes on all the while."""
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from service.answers import Row
 from service.bundle import load
 from service.errors import BadParameter
-from service.memory import CHUNK, MOST_BYTES, Layout, Memories, Memory, Origin, Remembered
+from service.memory import MOST_BYTES, Memories, Memory, Origin, Remembered
+from service.slots import CHUNK, Layout
 from tests.conftest import ROOT
 from tests.test_bundle import write_bundle
 
@@ -215,7 +216,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tests.test_memory import ORIGIN, row
-from service.memory import Layout, Memories, Memory
+from service.memory import Memories, Memory
+from service.slots import Layout
 folder, chunks = Path(sys.argv[1]), int(sys.argv[2])
 memory = Memory(ORIGIN, 65536, folder, 1)
 limit = chunks * Layout(3).chunk_bytes + 100

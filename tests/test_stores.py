@@ -409,7 +409,7 @@ def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
         "sqlite://",
         "sqlite:///",
         "sqlite:",
-        "sqlite://host/path",
+        "sqlite://u:s3cret@host/path",
         "sqlite:///a?mode=ro",
         "sqlite:///a%00b",
     ],

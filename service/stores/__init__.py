@@ -20,25 +20,6 @@ from service.memory import Remembered
 Sampling = Literal["random", "selected"]
 # Of what is in a store. One that finds another says so and touches nothing.
 SCHEMA = 1
-LABELS, DRIFT = "trueodds_labels", "trueodds_drift"
-COLUMNS = (
-    "request_id",
-    "image",
-    "model",
-    "version",
-    "calibration",
-    "logits",
-    "confidence",
-    "predicted",
-    "covered",
-    "label",
-    "class_index",
-    "correct",
-    "is_ood",
-    "sampling",
-    "answered",
-    "recorded",
-)
 
 
 class StoreError(Exception):
@@ -139,7 +120,7 @@ def settle(labels: Iterable[Label], known: Known, tallies: Mapping[tuple[str, st
 
 
 def _row(label: Label, answer: Remembered, now: float) -> Row:
-    """In the order of COLUMNS."""
+    """In the order in which stores insert it."""
     origin = answer.origin
     return (
         label.request_id,

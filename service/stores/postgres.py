@@ -11,9 +11,6 @@ from urllib.parse import urlsplit
 
 from service.errors import SettingError
 from service.stores import (
-    COLUMNS,
-    DRIFT,
-    LABELS,
     SCHEMA,
     Kept,
     Known,
@@ -37,9 +34,8 @@ if TYPE_CHECKING:
 CONNECT_S, STATEMENT_S = 3.0, 5.0
 # Of ours among the locks that applications may name: "trueodds".
 LOCK = int.from_bytes(b"trueodds") >> 1
-SCHEMAS = "trueodds_schema"
-TABLES = f"""
-CREATE TABLE IF NOT EXISTS {LABELS} (
+TABLES = """
+CREATE TABLE IF NOT EXISTS trueodds_labels (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_id text NOT NULL,
     image integer NOT NULL,
@@ -59,26 +55,32 @@ CREATE TABLE IF NOT EXISTS {LABELS} (
     recorded double precision NOT NULL,
     UNIQUE (request_id, image, model)
 );
-CREATE TABLE IF NOT EXISTS {DRIFT} (
+CREATE TABLE IF NOT EXISTS trueodds_drift (
     model text NOT NULL,
     calibration text NOT NULL,
     tally text NOT NULL,
     PRIMARY KEY (model, calibration)
 );
-CREATE TABLE IF NOT EXISTS {SCHEMAS} (version integer NOT NULL);
+CREATE TABLE IF NOT EXISTS trueodds_schema (version integer NOT NULL);
 """
-INSERT = f"INSERT INTO {LABELS} ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${n + 1}' for n in range(len(COLUMNS)))})"  # noqa: S608  ours  # nosec B608
+INSERT = """
+INSERT INTO trueodds_labels (
+    request_id, image, model, version, calibration, logits, confidence, predicted, covered, label, class_index, correct,
+    is_ood, sampling, answered, recorded
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+"""
 KNOWN = (
-    f"SELECT request_id, image, model, calibration, label, sampling FROM {LABELS} "  # noqa: S608  ours  # nosec B608
+    "SELECT request_id, image, model, calibration, label, sampling FROM trueodds_labels "
     "WHERE (request_id, image) IN (SELECT * FROM unnest($1::text[], $2::integer[])) ORDER BY id"
 )
-TALLIES = f"SELECT model, calibration, tally FROM {DRIFT}"  # noqa: S608  ours  # nosec B608
+TALLIES = "SELECT model, calibration, tally FROM trueodds_drift"
 PUT_TALLY = (
-    f"INSERT INTO {DRIFT} VALUES ($1, $2, $3) ON CONFLICT (model, calibration) DO UPDATE SET tally = excluded.tally"  # noqa: S608  ours  # nosec B608
+    "INSERT INTO trueodds_drift VALUES ($1, $2, $3) "
+    "ON CONFLICT (model, calibration) DO UPDATE SET tally = excluded.tally"
 )
-FORGET = f"DELETE FROM {LABELS} WHERE id <= (SELECT max(id) FROM {LABELS}) - $1::bigint"  # noqa: S608  ours  # nosec B608
+FORGET = "DELETE FROM trueodds_labels WHERE id <= (SELECT max(id) FROM trueodds_labels) - $1::bigint"
 READ = (
-    f"SELECT logits, class_index, calibration, answered FROM {LABELS} "  # noqa: S608  ours  # nosec B608
+    "SELECT logits, class_index, calibration, answered FROM trueodds_labels "
     "WHERE model = $1 AND sampling = 'random' AND NOT is_ood ORDER BY id"
 )
 
@@ -182,10 +184,10 @@ async def _prepare(connection: "asyncpg.Connection") -> None:
     """Make the tables where there are none. Raises StoreError for those of a version that is not known."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        if not await connection.fetchval("SELECT to_regclass($1)::text", SCHEMAS):
+        if not await connection.fetchval("SELECT to_regclass($1)::text", "trueodds_schema"):
             await connection.execute(TABLES)
-            await connection.execute(f"INSERT INTO {SCHEMAS} VALUES ({SCHEMA})")  # noqa: S608  ours  # nosec B608
-        version = await connection.fetchval(f"SELECT version FROM {SCHEMAS}")  # noqa: S608  ours  # nosec B608
+            await connection.execute("INSERT INTO trueodds_schema VALUES ($1)", SCHEMA)
+        version = await connection.fetchval("SELECT version FROM trueodds_schema")
     if version != SCHEMA:
         raise too_new(version)
 

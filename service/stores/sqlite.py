@@ -16,9 +16,6 @@ from urllib.parse import unquote, urlsplit
 
 from service.errors import SettingError
 from service.stores import (
-    COLUMNS,
-    DRIFT,
-    LABELS,
     SCHEMA,
     Kept,
     Known,
@@ -39,8 +36,8 @@ from service.stores import (
 BUSY_S = 3.0
 # The log of what was written is cut back to so much.
 LOG_BYTES = 16 * 1024 * 1024
-TABLES = f"""
-CREATE TABLE {LABELS} (
+TABLES = """
+CREATE TABLE trueodds_labels (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     request_id TEXT NOT NULL,
     image INTEGER NOT NULL,
@@ -60,21 +57,25 @@ CREATE TABLE {LABELS} (
     recorded REAL NOT NULL,
     UNIQUE (request_id, image, model)
 );
-CREATE TABLE {DRIFT} (
+CREATE TABLE trueodds_drift (
     model TEXT NOT NULL,
     calibration TEXT NOT NULL,
     tally TEXT NOT NULL,
     PRIMARY KEY (model, calibration)
 );
-PRAGMA user_version = {SCHEMA};
 """
-INSERT = f"INSERT INTO {LABELS} ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608  ours  # nosec B608
-KNOWN = f"SELECT model, calibration, label, sampling FROM {LABELS} WHERE request_id = ? AND image = ? ORDER BY id"  # noqa: S608  ours  # nosec B608
-TALLIES = f"SELECT model, calibration, tally FROM {DRIFT}"  # noqa: S608  ours  # nosec B608
-PUT_TALLY = f"INSERT OR REPLACE INTO {DRIFT} VALUES (?, ?, ?)"  # noqa: S608  ours  # nosec B608
-FORGET = f"DELETE FROM {LABELS} WHERE id <= (SELECT max(id) FROM {LABELS}) - ?"  # noqa: S608  ours  # nosec B608
+INSERT = """
+INSERT INTO trueodds_labels (
+    request_id, image, model, version, calibration, logits, confidence, predicted, covered, label, class_index, correct,
+    is_ood, sampling, answered, recorded
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+KNOWN = "SELECT model, calibration, label, sampling FROM trueodds_labels WHERE request_id = ? AND image = ? ORDER BY id"
+TALLIES = "SELECT model, calibration, tally FROM trueodds_drift"
+PUT_TALLY = "INSERT OR REPLACE INTO trueodds_drift VALUES (?, ?, ?)"
+FORGET = "DELETE FROM trueodds_labels WHERE id <= (SELECT max(id) FROM trueodds_labels) - ?"
 READ = (
-    f"SELECT logits, class_index, calibration, answered FROM {LABELS} "  # noqa: S608  ours  # nosec B608
+    "SELECT logits, class_index, calibration, answered FROM trueodds_labels "
     "WHERE model = ? AND sampling = 'random' AND NOT is_ood ORDER BY id"
 )
 
@@ -89,7 +90,7 @@ class SqliteStore(Store):
         parts = urlsplit(url)
         path = unquote(parts.path)
         if parts.netloc or parts.query or parts.fragment or path.strip("/") == "" or "\0" in path:
-            raise SettingError(f"TRUEODDS_FEEDBACK={url} names no file; write sqlite:///PATH, from the root on.")
+            raise SettingError("TRUEODDS_FEEDBACK names no file; write sqlite:///PATH, from the root on.")
         self.path = Path(path)
         self._most_rows = most_rows
         self._connection: sqlite3.Connection | None = None
@@ -177,6 +178,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if version == 0:
         for statement in filter(str.strip, TABLES.split(";")):
             connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
     elif version != SCHEMA:
         raise too_new(version)
     connection.execute("COMMIT")
