@@ -13,7 +13,6 @@ from service.backends import onnx as onnx_backend
 from service.backends.external_data import external_locations, self_contained
 from service.errors import BundleError
 from service.seal import model_file
-from service.settings import BUNDLES
 from tests.conftest import committed
 
 LOCATIONS = ["/etc/hostname", "../weights.bin", "sub/../../weights.bin", "weights.bin", "link.bin", ""]

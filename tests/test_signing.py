@@ -23,7 +23,7 @@ from service.launch import check
 from service.settings import BUNDLES, Settings
 from service.signature import SignatureError, signed_digests
 from service.trust import SIGNATURE, Trust
-from tests.conftest import committed, ROOT, environment, free_port
+from tests.conftest import ROOT, committed, environment, free_port
 from tests.test_bundle import write_bundle
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey

@@ -20,9 +20,8 @@ from service import bundle
 from service.backends import torchscript
 from service.bundle import MANIFEST
 from service.errors import BackendError, BundleError
-from service.settings import BUNDLES
 from service.trust import Trust
-from tests.conftest import committed, ROOT, Server, fixtures
+from tests.conftest import ROOT, Server, committed, fixtures
 from tests.test_bundle import sha256
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,9 @@ from tests.conftest import Server, fixtures
 
 GENERATION = schemathesis.GenerationMode
 CLASSIFY = "/v1/models/{name}/classify"
-FEEDBACK, DRIFT, CALIBRATION = "/v1/feedback", "/v1/models/{name}/drift", "/v1/models/{name}/calibration"
-PATHS = ["/v1/models", "/v1/models/{name}", CLASSIFY, CALIBRATION, DRIFT, FEEDBACK, "/livez", "/readyz"]
+FEEDBACK, DRIFT = "/v1/feedback", "/v1/models/{name}/drift"
+CALIBRATION = "/v1/models/{name}/calibration"
+PATHS = ["/v1/models", "/v1/models/{name}", CALIBRATION, CLASSIFY, DRIFT, FEEDBACK, "/livez", "/readyz"]
 # Where nothing is given, nothing can be given wrongly.
 ASKED = [(path, GENERATION.POSITIVE) for path in PATHS] + [(path, GENERATION.NEGATIVE) for path in (CLASSIFY, FEEDBACK)]
 
