@@ -47,7 +47,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 def test_every_method_and_figure_of_calibration_is_documented() -> None:
     """docs/calibration.md has a row for each method and each metric, and none for anything else."""
-    text = (ROOT / "docs/calibration.md").read_text()
+    text = (ROOT / "docs/calibration.md").read_text().partition("## From logits to probabilities")[2]
     rows = {name for line in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall(r"`(\w+)`", line)}
     assert rows == METHODS.keys() | METRICS.keys()
 
