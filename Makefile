@@ -1,4 +1,5 @@
-# `make` lists the targets. Everything they need goes into .venv and .cache, nothing outside.
+# `make` lists the targets. Everything they need goes into .venv and .cache, nothing outside; labels that a service is given
+# go to the user's state folder (docs/feedback.md), where `make clean` does not reach them.
 
 PYTHON ?= python3
 PORT ?= 3000

@@ -110,6 +110,7 @@ def service(folder: Path, port: int = 0, settings: Mapping[str, str] | None = No
         "BENTOML_HOME": str(folder / HOME),
         "BENTOML_DO_NOT_TRACK": "True",
         "TRUEODDS_COMPILED": str(folder / HOME / "trueodds"),
+        "TRUEODDS_FEEDBACK": f"sqlite://{folder / HOME / 'feedback.sqlite3'}",
         **(settings or {}),
     }
     (folder / HOME).mkdir(exist_ok=True)
