@@ -8,7 +8,7 @@ import torch
 
 from export import gates, strangeness
 from export.conformal import risk_control
-from export.gates import Verdict
+from export.gates import CalibrationError, CalibratorError, Verdict
 from export.graph import Answering
 from export.promises import Promises
 from export.selection import Selection, select
@@ -59,9 +59,11 @@ def fit(held: HeldOut, promises: Promises) -> Fitted:
     A method that does not improve on the raw network, on images it was not fitted on, becomes the identity.
     """
     gates.check_disjoint({"test" if name == "eval" else name: digest for name, digest in held.digests().items()})
-    selection = _improving(select(held.fit.logits, held.fit.labels, opt_in=promises.opt_in), held.conformal)
+    _check_finite(held)
+    selection = _improving(_selected(held.fit, promises), held.conformal)
     gates.check_parameters(selection.params)
     test = calibrated(selection, held.eval.logits)
+    gates.check_spread(calibrated(_identity(selection), held.eval.logits), test)
     verdicts = (
         *_improvement(selection, held.conformal),
         *gates.calibration(test, held.eval.labels),
@@ -89,6 +91,20 @@ def fit_strangeness(net: Network, method: OodMethod, training: Seen, conformal: 
     return Strangeness(Ood(method=method, threshold=threshold, id_tpr=ID_TPR, parameters_sha256=digests), params)
 
 
+def _check_finite(held: HeldOut) -> None:
+    for name, split in vars(held).items():
+        if not np.isfinite(split.logits).all():
+            raise CalibratorError(f"logits of the {name} split are not finite: the network is damaged, train it again")
+
+
+def _selected(split: Split, promises: Promises) -> Selection:
+    try:
+        return select(split.logits, split.labels, opt_in=promises.opt_in)
+    except ValueError as error:
+        # Too few images, or a loss that has no end to it.
+        raise CalibrationError(f"no method can be fitted: {error}") from error
+
+
 def _improving(selection: Selection, conformal: Split) -> Selection:
     if all(verdict.passed for verdict in _improvement(selection, conformal)):
         return selection
@@ -107,9 +123,13 @@ def _improvement(selection: Selection, conformal: Split) -> tuple[Verdict, Verdi
 
 def _conformal(selection: Selection, held: HeldOut, promises: Promises) -> list[Conformal]:
     p, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
-    return [
-        Conformal(alpha=alpha, threshold=lac_threshold(p, labels, alpha), n=len(labels)) for alpha in promises.alphas
-    ]
+    try:
+        return [
+            Conformal(alpha=alpha, threshold=lac_threshold(p, labels, alpha), n=len(labels))
+            for alpha in promises.alphas
+        ]
+    except ValueError as error:
+        raise CalibrationError(f"{error}: promise less coverage or hold back more") from error
 
 
 def _abstention(selection: Selection, held: HeldOut, promises: Promises) -> Abstention:
