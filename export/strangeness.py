@@ -70,7 +70,8 @@ def fit_vim(net: Network, seen: Seen) -> dict[str, Array]:
     centred = seen.features - origin
     values, vectors = np.linalg.eigh(centred.T @ centred)
     held = np.cumsum(values[::-1]) / values.sum()
-    principal = int(np.searchsorted(held, PRINCIPAL_SHARE)) + 1
+    # One dimension at least is left over, or nothing could lie off the principal space.
+    principal = min(int(np.searchsorted(held, PRINCIPAL_SHARE)) + 1, len(values) - 1)
     residual = vectors[:, : len(values) - principal]
     scale = seen.logits.max(1).sum() / np.linalg.norm(centred @ residual, axis=1).sum()
     found = {"vim_origin": origin, "vim_residual": residual, "vim_scale": scale}
