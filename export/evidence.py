@@ -28,6 +28,8 @@ class Evidence:
 
 def measure(raw: Floats, calibrated: Floats, labels: Labels, names: list[str]) -> Evidence:
     """Probabilities (N, C) before and after calibration against labels (N,) of classes with these names."""
+    # The softmax of float32 may come out a little above 1.
+    raw, calibrated = (np.minimum(probabilities, 1) for probabilities in (raw, calibrated))
     found = {
         f"{name}_{part}": getattr(null, part)
         for name, null in nulls(calibrated, {name: METRICS[name] for name in NULLED}, seed=SEED).items()
@@ -70,7 +72,7 @@ def _risk_coverage(probabilities: Floats, labels: Labels) -> list[RiskPoint]:
     curve = risk_coverage(probabilities, labels)
     places = np.unique(np.searchsorted(curve.coverages, np.linspace(curve.coverages[0], 1, POINTS)))
     return [
-        RiskPoint(coverage=curve.coverages[i], risk=curve.risks[i], confidence=min(1.0, curve.thresholds[i]))
+        RiskPoint(coverage=curve.coverages[i], risk=curve.risks[i], confidence=curve.thresholds[i])
         for i in np.minimum(places, len(curve.coverages) - 1)
     ]
 
