@@ -45,6 +45,8 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
+            if number >> 64:
+                raise ValueError("a number is longer than 64 bits")
             return number, position
 
 
