@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service import calibrators
 from service.backends import Outputs
+from service.calibration import energy
 from service.documents import PARAMS, Calibration, Manifest
 from service.files import sha256
 from service.images import InputSpec
@@ -19,6 +20,8 @@ from service.images import InputSpec
 GRAPH = "model.onnx"
 # Of a probability.
 TOLERANCE = 1e-5
+# In nats.
+ENERGY_TOLERANCE = 1e-4
 TEST_VECTORS = 32
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -37,17 +40,7 @@ def complaint(manifest: Manifest, calibration: Calibration, graph: Arrays) -> st
 
 def disagreement(answers: Outputs, calibration: Calibration) -> str | None:
     """In what a graph answers otherwise than its calibration says; None where it keeps to it."""
-    logits = answers.logits.astype(np.float64)
-    expected = calibrators.probabilities(calibration.method, logits, calibration.params)
-    # Not "gap > tolerance", which a NaN would pass.
-    if not np.abs(expected - answers.probabilities).max() <= TOLERANCE:
-        return f"its probabilities are not what {calibration.method} makes of its logits"
-    least = np.minimum(np.float32(calibration.conformal[0].threshold), answers.probabilities.max(1, keepdims=True))
-    if not np.array_equal(answers.prediction_set, answers.probabilities >= least):
-        return "its prediction sets are not those of its threshold"
-    if not np.array_equal(answers.is_ood, answers.ood_score > np.float32(calibration.ood.threshold)):
-        return "its flag is not that of its threshold"
-    return None
+    return next(_disagreements(answers, calibration), None)
 
 
 def canonical_digest(document: Any) -> str:
@@ -68,6 +61,25 @@ def preprocessing_digest(spec: InputSpec) -> str:
 def array_digest(array: npt.NDArray[np.float32]) -> str:
     """SHA-256 of an array's little-endian bytes, in C order."""
     return sha256(np.ascontiguousarray(array, "<f4").tobytes())
+
+
+def _disagreements(answers: Outputs, calibration: Calibration) -> Iterator[str]:
+    logits = answers.logits.astype(np.float64)
+    expected = calibrators.probabilities(calibration.method, logits, calibration.params)
+    # Not "gap > tolerance", which a NaN would pass.
+    if not np.abs(expected - answers.probabilities).max() <= TOLERANCE:
+        yield f"its probabilities are not what {calibration.method} makes of its logits"
+    least = np.minimum(np.float32(calibration.conformal[0].threshold), answers.probabilities.max(1, keepdims=True))
+    if not np.array_equal(answers.prediction_set, answers.probabilities >= least):
+        yield "its prediction sets are not those of its threshold"
+    if not np.allclose(answers.energy, energy(logits), rtol=1e-5, atol=ENERGY_TOLERANCE):
+        yield "its energy is not that of its logits"
+    if calibration.ood.method == "energy" and not np.array_equal(answers.ood_score, answers.energy):
+        yield "its score of strangeness is not its energy"
+    if not np.isfinite(answers.ood_score).all():
+        yield "its scores of strangeness are no numbers"
+    if not np.array_equal(answers.is_ood, answers.ood_score > np.float32(calibration.ood.threshold)):
+        yield "its flag is not that of its threshold"
 
 
 def _of_the_document(manifest: Manifest, calibration: Calibration) -> Iterator[str]:

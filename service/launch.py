@@ -86,10 +86,7 @@ def check(settings: Settings) -> bool:
     if settings.backend == "torchscript":
         check_vouched(found.seal for found in bundles.values())
     chosen = (settings.backend, settings.device) != ("onnx", "auto")
-    if chosen:
-        # The default runs anywhere; another choice may not be there.
-        found = next(iter(bundles.values()))
-        registry.BACKENDS[settings.backend](found.directory, settings.device, 1, seal=found.seal)
+    registry.check(bundles, settings)
     first = not settings.compiled.is_dir()
     if first:
         # The first start on this machine, and nobody else works yet.

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +115,17 @@ def prepare(settings: Settings, cache: Path) -> None:
     """
     for found in bundle.discover(settings.bundles, settings.models, settings.trust).values():
         _loaded(found, settings, cache)
+
+
+def check(bundles: Mapping[str, Bundle], settings: Settings) -> None:
+    """Whether each runs as these settings have it, and keeps to its calibration. Raises BackendError, BundleError.
+
+    In one process, before there are workers that would try again and again.
+    """
+    # The default runs anywhere; another choice may not be there.
+    device = "cpu" if (settings.backend, settings.device) == ("onnx", "auto") else settings.device
+    for found in bundles.values():
+        _check_kept(BACKENDS[settings.backend](found.directory, device, 1, seal=found.seal), found)
 
 
 def _warm_backend(found: Bundle, settings: Settings, cache: Path | None, pulse: Pulse) -> tuple[Backend, int]:
