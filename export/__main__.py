@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from export import cards, recalibrate, shift, sign
-from export.bundles import check_new, next_version, write
+from export.bundles import check_new, next_version, version, write
 from export.calibrate import fit, fit_strangeness
 from export.documents import Export
 from export.gates import CalibrationError
@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         return COMMANDS[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("name", choices=sorted(MODELS))
-    parser.add_argument("--version", help="the version to write (default: the one after the newest)")
+    parser.add_argument("--version", type=version, help="the version to write (default: the one after the newest)")
     parser.add_argument("--bundles", type=Path, default=BUNDLES, help=f"where bundles are kept (default: {BUNDLES})")
     parser.add_argument("--weights", type=Path, help="trained weights other than the committed ones")
     arguments = parser.parse_args(argv)
     try:
-        version = arguments.version or next_version(arguments.bundles, arguments.name)
-        export(arguments.name, version, arguments.bundles, arguments.weights or weights_path(arguments.name))
+        wanted = arguments.version or next_version(arguments.bundles, arguments.name)
+        export(arguments.name, wanted, arguments.bundles, arguments.weights or weights_path(arguments.name))
     except (ParityError, CalibrationError, BundleError, DataError, FileExistsError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,8 @@
 """Write a bundle: every form of a graph, checked against it, and what is to be said of them; or nothing at all."""
 
+import argparse
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def write(
     """
     check_new(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    staging = destination.parent / f".{destination.name}-{secrets.token_hex(4)}"
     try:
+        # Made in here, or Ctrl-C might come before anybody would remove it.
+        staging.mkdir(0o700)
         for form, (write_form, backend) in FORMS.items():
             write_form(graph, spec, staging / backend.FILE)
             worst = verify(graph, backend.load(staging, "cpu", available_cores()), pixels, form)
@@ -55,6 +58,13 @@ def next_version(bundles: Path, name: str) -> str:
     except BundleError:
         return "1"
     return ".".join([*parts, str(int(last) + 1)])
+
+
+def version(text: str) -> str:
+    """For argparse: what would be served."""
+    if not bundle.VERSION.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} would never be served; a version is like 1 or 1.2")
+    return text
 
 
 def check_new(destination: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.bundles import check_new, next_version, write
+from export.bundles import check_new, next_version, version, write
 from export.calibrate import Fitted, Strangeness, fit
 from export.documents import Export
 from export.gates import CalibrationError
@@ -51,11 +51,11 @@ COMPARED = 64
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export recalibrate", description=__doc__)
     parser.add_argument("name", choices=sorted(MODELS))
-    parser.add_argument("--version", help="the version to write (default: the one after the newest)")
+    parser.add_argument("--version", type=version, help="the version to write (default: the one after the newest)")
     parser.add_argument("--bundles", type=Path, default=BUNDLES, help=f"where bundles are kept (default: {BUNDLES})")
     parser.add_argument("--weights", type=Path, help="the network's weights other than the committed ones")
     parser.add_argument("--feedback", help="where labels are kept (default: as TRUEODDS_FEEDBACK has it)")
-    parser.add_argument("--risk", type=float, help="of the answers not abstained from, how many may be wrong")
+    parser.add_argument("--risk", type=_share, help="of the answers not abstained from, how many may be wrong")
     parser.add_argument("--vector", action="store_true", help="a weight for each class too, which may change answers")
     given = parser.parse_args(argv)
     try:
@@ -66,7 +66,17 @@ def main(argv: list[str] | None = None) -> int:
     except (CalibrationError, ParityError, BundleError, DataError, StoreError, SettingError, FileExistsError) as error:
         print(f"recalibrate: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("recalibrate: stopped", file=sys.stderr)
+        return 130
     return 0
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 1")
+    return value
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ def _offered(promises: Promises, conformal: Split) -> Promises:
     """Without the coverages that so few images cannot carry."""
     n = len(conformal.labels)
     carried = tuple(alpha for alpha in promises.alphas if math.ceil((n + 1) * (1 - alpha)) <= n)
-    for alpha in set(promises.alphas) - set(carried):
+    for alpha in (alpha for alpha in promises.alphas if alpha not in carried):
         print(f"coverage {1 - alpha:g} is not offered any more: that takes {math.ceil(1 / alpha) - 1} labels, not {n}")
     return replace(promises, alphas=carried or promises.alphas)
 

@@ -110,6 +110,9 @@ class SqliteStore(Store):
         return self._using(_tallies)
 
     def read(self, model: str) -> LabelledAnswers:
+        # Who reads from outside has a name in mind, and may have misspelt it.
+        if not self.path.exists():
+            raise StoreError(f"there is no {self.path}; name the file of a service that has taken labels")
         return self._using(lambda connection: labelled_answers(connection.execute(READ, (model,)).fetchall()))
 
     def close(self) -> None:
