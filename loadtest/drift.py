@@ -33,6 +33,7 @@ from service.settings import BUNDLES
 
 AT_ONCE = 50
 RELOAD_TIMEOUT_S = 60.0
+REPORT_TIMEOUT_S = 10.0
 
 # A JSON object.
 Result = dict[str, Any]
@@ -99,9 +100,15 @@ class Served:
         if errors:
             raise RuntimeError(f"{len(errors)} labels were not taken, the first because: {errors[0]}")
 
-    def drift(self) -> Result:
-        found: Result = self._client.get(f"{self._model}/drift").raise_for_status().json()
-        return found
+    def drift(self, labels: int) -> Result:
+        """Once so many labels are told of: the report may be a second old. Raises TimeoutError."""
+        started = time.monotonic()
+        while time.monotonic() - started < REPORT_TIMEOUT_S:
+            found: Result = self._client.get(f"{self._model}/drift").raise_for_status().json()
+            if found["labels"]["counted"] + found["labels"]["out_of_distribution"] >= labels:
+                return found
+            time.sleep(0.1)
+        raise TimeoutError(f"the service does not tell of {labels:,} labels; see its log")
 
     def calibration(self) -> str:
         found: str = self._client.get(self._model).raise_for_status().json()["calibration"]["id"]
@@ -161,10 +168,13 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         print(f"drift: {error}", file=sys.stderr)
         return 2
+    labelled, others = images.part(0, given.labels), images.part(given.labels, len(images.files))
     with tempfile.TemporaryDirectory() as folder:
-        return run(
-            given.model, images.part(0, given.labels), images.part(given.labels, len(images.files)), Path(folder), more
-        )
+        try:
+            return run(given.model, labelled, others, Path(folder), more)
+        except DataError as error:
+            print(f"drift: {error}", file=sys.stderr)
+            return 2
 
 
 def run(model: str, labelled: Turned, others: Turned, folder: Path, more: Sequence[str]) -> int:
@@ -177,7 +187,7 @@ def run(model: str, labelled: Turned, others: Turned, folder: Path, more: Sequen
         print(f"before: {kept(served, others)}", flush=True)
         for start in range(0, len(labelled.files), AT_ONCE):
             served.label(labelled.part(start, start + AT_ONCE))
-        drift = served.drift()
+        drift = served.drift(len(labelled.files))
         print(f"alarm at label {drift['alarm_at_label']} of {len(labelled.files)}: {drift['advice']}", flush=True)
         command = [
             sys.executable,
@@ -201,10 +211,13 @@ def run(model: str, labelled: Turned, others: Turned, folder: Path, more: Sequen
 
 
 def kept(served: Served, images: Turned) -> Kept:
-    """How the promise is kept for these images, by the answers alone."""
+    """How the promise is kept for these images, by the answers alone. Raises DataError where there is none."""
     answers = served.answers(images)
     rows = [_row(answer, label) for answer, label in zip(answers, images.labels, strict=True)]
-    confidences, right, covered, promised = (np.array(column) for column in zip(*filter(None, rows), strict=True))
+    promising = [row for row in rows if row]
+    if not promising:
+        raise DataError(f"all of {len(rows):,} images are out of distribution; turn them by fewer degrees")
+    confidences, right, covered, promised = (np.array(column) for column in zip(*promising, strict=True))
     error = expected_calibration_error(confidences, right)
     strange = len(rows) - len(right)
     return Kept(len(right), strange, right.mean(), confidences.mean(), error, covered.mean(), float(promised.mean()))
