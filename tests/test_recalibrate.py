@@ -290,7 +290,7 @@ def test_a_risk_that_is_none_is_refused(risk: str, tmp_path: Path, capsys: pytes
 
 def answers(n: int = 400, calibration: str = "now") -> LabelledAnswers:
     logits, labels = stream(n)
-    return LabelledAnswers(logits, labels, np.array([calibration] * n), np.arange(n, dtype=float))
+    return LabelledAnswers(logits, labels.astype(np.int64), np.array([calibration] * n), np.arange(n, dtype=float))
 
 
 def test_labels_are_split_in_three() -> None:
