@@ -232,6 +232,22 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, guest: Path) -> Non
         )
 
 
+@pytest.mark.slow
+def test_a_network_that_crashes_it_is_refused(tmp_path: Path) -> None:
+    """A mirror by a negative step kills the process it runs in, which is not this one."""
+    model = network()
+    whole = [np.array([value], np.int64) for value in (-1, -(2**31), 3, -1)]
+    names = ["start", "end", "axis", "step"]
+    model.graph.initializer.extend(map(numpy_helper.from_array, whole, names))
+    model.graph.node.insert(0, helper.make_node("Slice", ["x", *names], ["mirrored"]))
+    model.graph.node[1].input[0] = "mirrored"
+    directory = bundle_of(model, tmp_path)
+    with pytest.raises(BackendError, match="converted, it cannot be run"):
+        mnn.load(
+            model_file(directory, onnx.FILE, None), 1, lambda pixels: reference(directory, pixels), (SIZE, SIZE), None
+        )
+
+
 def test_nothing_is_printed_where_the_log_goes(guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Standard output is for the access log's JSON; the library likes to tell of itself there."""
     loaded(guest, tmp_path).forward(random_pixels(2))

@@ -9,8 +9,9 @@ multiplications, on one core of an AMD EPYC (Zen 4), ONNX Runtime 1.32 and MNN 3
     ONNX Runtime    0.92  0.96  0.92  0.91  0.90
     MNN             1.11  0.64  0.55  0.44  0.48
 
-It is not taken on trust. Its converter replaces some operators by approximations (GELU) and gives others another
-shape, so a converted network is served only if all its outputs agree with ONNX Runtime's, and the verdict is kept:
+It is not taken on trust. Its converter replaces some operators by approximations (GELU), gives others another shape, and
+makes networks that crash (`Slice` with a negative step). So a converted network is first run in a process of its own,
+it is served only if all its outputs agree with ONNX Runtime's, and the verdict is kept:
 <cache>/mnn/<key>/graph.mnn and verdict.json. It opens files only by name, so it is given a copy of the checked bytes in
 memory that nobody can write. Of its Python package `MNN.tools` is never imported: that installs another package and
 calls the maker.
@@ -43,7 +44,7 @@ from service.seal import ModelFile
 
 MODEL, GRAPH, VERDICT = "model.onnx", "graph.mnn", "verdict.json"
 # Changes when what is written here, or how it is judged, changes.
-FORMAT = 2
+FORMAT = 3
 # Of outputs that are no floats.
 TYPES = dict.fromkeys(FLAGS, np.bool_)
 # Odd ones too: another algorithm may be chosen for each.
@@ -53,7 +54,11 @@ CONVERT = (
     "_tools.mnnconvert(['mnnconvert', '-f', 'ONNX', '--modelFile', sys.argv[1], '--MNNModel', sys.argv[2],"
     " '--bizCode', 'trueodds'])"
 )
-CONVERSION_TIMEOUT_S = 120
+TRY = (
+    "import sys; from pathlib import Path; from service.backends.mnn import try_out;"
+    "try_out(Path(sys.argv[1]), sys.argv[2], (int(sys.argv[3]), int(sys.argv[4])))"
+)
+TIMEOUT_S = 120
 
 Forward = Callable[[Pixels], Outputs]
 
@@ -172,7 +177,7 @@ def _write(model: ModelFile, expected: Forward, shape: tuple[int, int], folder: 
     if not refused:
         with opened(folder) as files:
             digest = files.digest(GRAPH)
-        refused = _disagreement(MnnNetwork(graph, digest, 1), expected, shape)
+        refused = _crash(graph, digest, shape) or _disagreement(MnnNetwork(graph, digest, 1), expected, shape)
     if refused:
         graph.unlink(missing_ok=True)
     (folder / VERDICT).write_text(json.dumps(asdict(Verdict(None if refused else digest, refused))))
@@ -180,17 +185,40 @@ def _write(model: ModelFile, expected: Forward, shape: tuple[int, int], folder: 
 
 
 def _convert(model: Path, graph: Path) -> str | None:
-    """Why it cannot be converted. In a process of its own, which may print, and crash."""
-    command = [sys.executable, "-c", CONVERT, str(model), str(graph)]
-    try:
-        result = subprocess.run(  # noqa: S603  a fixed program over files of ours; no shell  # nosec B603
-            command, capture_output=True, timeout=CONVERSION_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"it is not converted within {CONVERSION_TIMEOUT_S} s"
-    if result.returncode or not graph.is_file():
-        return f"it cannot be converted (exit status {result.returncode})"
+    """Why it cannot be converted."""
+    status = _status(CONVERT, str(model), str(graph))
+    if status is None:
+        return f"it is not converted within {TIMEOUT_S} s"
+    if status or not graph.is_file():
+        return f"it cannot be converted (exit status {status})"
     return None
+
+
+def _crash(graph: Path, digest: str, shape: tuple[int, int]) -> str | None:
+    """Why a converted network must not be run in a process that anybody needs.."""
+    status = _status(TRY, str(graph), digest, *map(str, shape))
+    if status is None:
+        return f"converted, it does not answer within {TIMEOUT_S} s"
+    return f"converted, it cannot be run (exit status {status})" if status else None
+
+
+def try_out(graph: Path, digest: str, shape: tuple[int, int]) -> None:
+    """Run a converted network on as many images at once as are compared later."""
+    network = MnnNetwork(graph, digest, 1)
+    for size in SIZES_COMPARED:
+        network.forward(_pictures(size, shape))
+
+
+def _status(program: str, *arguments: str) -> int | None:
+    """The exit status of a Python program that may print, and crash; None where it takes too long."""
+    command = [sys.executable, "-c", program, *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        return subprocess.run(  # noqa: S603  fixed programs over files of ours; no shell  # nosec B603
+            command, capture_output=True, timeout=TIMEOUT_S, check=False, env=environment
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _disagreement(network: MnnNetwork, expected: Forward, shape: tuple[int, int]) -> str | None:
