@@ -119,6 +119,14 @@ def test_what_is_no_number_is_noticed(output: str) -> None:
             assert disagreement(replace(ANSWERS, **{output: changed}), SOUND)
 
 
+def test_no_number_is_noticed_though_flags_go_with_it() -> None:
+    """As a graph gives them that overflows: comparisons with it are false."""
+    p, members = ANSWERS.probabilities.copy(), ANSWERS.prediction_set.copy()
+    p[5], members[5] = np.nan, False
+    found = disagreement(replace(ANSWERS, probabilities=p, prediction_set=members), SOUND)
+    assert "not what map_temperature makes of its logits" in str(found)
+
+
 @pytest.mark.parametrize("output", ["prediction_set", "is_ood"])
 @pytest.mark.parametrize("at", [0, -1])
 def test_one_flag_is_enough(output: str, at: int) -> None:
