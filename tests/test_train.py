@@ -189,9 +189,21 @@ def test_the_learning_rates_end_at_zero() -> None:
 
 
 def test_the_cifar_network_has_the_shapes_its_docstring_says() -> None:
-    """(N, 3, 32, 32) gives (N, 10) by way of 31, 15, 7 and 3 pixels."""
-    net, sides = WhitenedVGG().eval(), []
+    """(N, 3, 32, 32) gives (N, 10) by way of 31, 15, 7 and 3 pixels; twice, when it is trained."""
+    net, sides = WhitenedVGG(), []
     for layer in (net.whiten, *net.blocks):
         layer.register_forward_hook(lambda module, given, made: sides.append(made.shape[-1]))
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sides == [31, 15, 7, 3]
+    assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sides == [31, 15, 7, 3] * 3
+
+
+@torch.inference_mode()
+def test_the_cifar_network_sees_an_image_and_its_mirror_image_alike() -> None:
+    """The features are the mean of both; no other turn of the image has the same."""
+    net, images = WhitenedVGG().eval(), torch.rand(3, 3, 32, 32)
+    one, other = (net._features(seen) for seen in (images, images.flip(3)))
+    assert torch.allclose(net.features(images), (one + other) / 2, atol=1e-6)
+    assert torch.allclose(net.features(images), net.features(images.flip(3)), atol=1e-6)
+    assert not torch.allclose(net.features(images), net.features(images.flip(2)), atol=1e-3)
