@@ -38,6 +38,8 @@ logger = logging.getLogger("trueodds")
 PERFORMANCE = "performance.json"
 # Of the best throughput: more images at once gain less than this and make everybody wait longer.
 TOLERANCE = 0.02
+# Between smaller batches some per cent are chance, and more images than these wait in any flood.
+LEAST = 8
 # What a batch costs around the backend: to the inference thread and back, and caches that each evicts for the other.
 # Measured on a model of 0.93 ms an image (two cores of an EPYC, Zen 4): 1,650 requests/s in batches of 8, 1,765 in 16.
 BATCH_S = 0.0005
@@ -259,13 +261,17 @@ def sweep(backend: Backend, shape: Shape, budget_s: float) -> Sweep:
 
 
 def choose_limit(seconds: dict[int, float]) -> int:
-    """The smallest batch within TOLERANCE of the best throughput, among those that take no longer than is good."""
+    """The smallest batch within TOLERANCE of the best throughput, among those that take no longer than is good.
+
+    But LEAST, or as near to it as these allow.
+    """
     bounded = {size: taken for size, taken in seconds.items() if taken <= LONGEST_BATCH_S} or {
         min(seconds): seconds[min(seconds)]
     }
     rates = {size: size / (taken + BATCH_S) for size, taken in bounded.items()}
     best = max(rates.values())
-    return min(size for size, rate in rates.items() if rate >= best * (1 - TOLERANCE))
+    smallest = min(size for size, rate in rates.items() if rate >= best * (1 - TOLERANCE))
+    return max(smallest, *(size for size in rates if size <= max(LEAST, min(rates))))
 
 
 def safe_limit(seconds: dict[int, float]) -> int:

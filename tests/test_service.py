@@ -266,8 +266,8 @@ def test_the_openapi_document_describes_the_contract(server: Server) -> None:
     """/docs.json holds every route this service answers itself."""
     document = httpx.get(f"{server.url}/docs.json").json()
     assert document["openapi"].startswith("3.")
-    routes = {"/v1/models", "/v1/models/{name}", "/v1/models/{name}/classify", "/livez", "/readyz"}
-    assert routes == set(document["paths"])
+    of_a_model = {f"/v1/models/{{name}}{rest}" for rest in ("", "/classify", "/calibration", "/drift")}
+    assert of_a_model | {"/v1/models", "/v1/feedback", "/livez", "/readyz"} == set(document["paths"])
     assert set(document["paths"]["/v1/models/{name}/classify"]["post"]["requestBody"]["content"]) == {
         "image/*",
         "application/octet-stream",

@@ -77,11 +77,15 @@ def copied(tmp_path: Path) -> Bundle:
 
 @given(seconds=Seconds)
 def test_the_limit_is_the_smallest_that_is_nearly_best(seconds: dict[int, float]) -> None:
-    """Within two per cent of the best throughput of the batches that are short enough, and no smaller one is."""
+    """Within two per cent of the best throughput of the batches that are short enough, and no smaller one is; or 8."""
     seconds_served = {size: taken + tuning.BATCH_S for size, taken in seconds.items()}
     limit = tuning.choose_limit(seconds)
     allowed = {size for size, taken in seconds.items() if taken <= LONGEST_BATCH_S} or {min(seconds)}
     assert limit in allowed
+    least = max(size for size in allowed if size <= max(8, min(allowed)))
+    if limit == least:
+        return
+    assert limit > least
     best = max(size / seconds_served[size] for size in allowed)
     assert limit / seconds_served[limit] >= best * 0.9799
     assert all(size / seconds_served[size] < best * 0.9801 for size in allowed if size < limit)
@@ -120,6 +124,8 @@ def test_a_fixed_cost_asks_for_larger_batches() -> None:
     assert tuning.choose_limit(large.narrow) == 32
     small = tuning.sweep(Network(each=0.04), tuning.Shape(2, 2), 0.05)
     assert tuning.choose_limit(small.narrow) == 1
+    assert tuning.choose_limit({1: 0.001, 2: 0.0015, 4: 0.0025, 8: 0.0055, 16: 0.02}) == 8
+    assert tuning.choose_limit({1: 0.001, 2: 0.002, 4: 0.004, 8: 0.06}) == 4
 
 
 @given(

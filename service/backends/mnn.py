@@ -9,9 +9,9 @@ multiplications, on one core of an AMD EPYC (Zen 4), ONNX Runtime 1.32 and MNN 3
     ONNX Runtime    0.92  0.96  0.92  0.91  0.90
     MNN             1.11  0.64  0.55  0.44  0.48
 
-It is not taken on trust. Its converter replaces some operators by approximations (GELU), gives others another shape, and
-makes networks that crash (`Slice` with a negative step). So a converted network is first run in a process of its own,
-it is served only if all its outputs agree with ONNX Runtime's, and the verdict is kept:
+It is not taken on trust. Its converter replaces some operators by approximations (GELU), gives others another shape,
+and makes networks that crash (`Slice` with a negative step). So a converted network is first run in a process of its
+own, it is served only if all its outputs agree with ONNX Runtime's, and the verdict is kept:
 <cache>/mnn/<key>/graph.mnn and verdict.json. It opens files only by name, so it is given a copy of the checked bytes in
 memory that nobody can write. Of its Python package `MNN.tools` is never imported: that installs another package and
 calls the maker.

@@ -22,7 +22,7 @@ from PIL import Image
 
 from service.board import BOARD, Pulses
 from service.settings import BUNDLES
-from tests.conftest import ROOT, Server, environment, fixtures, free_port, serving, stop, wait_until_ready
+from tests.conftest import ROOT, Server, committed, environment, fixtures, free_port, serving, stop, wait_until_ready
 
 pytestmark = pytest.mark.slow
 
@@ -340,7 +340,7 @@ def test_hangup_while_something_is_broken_keeps_the_old_workers(
     shutil.copytree(BUNDLES, bundles)
     settings = {**TWO, "TRUEODDS_BUNDLES": str(bundles)}
     settings |= {"TRUEODDS_API_KEYS": str(keys)} if what == "keys" else {}
-    file = keys if what == "keys" else bundles / "digits" / "1" / "manifest.json"
+    file = keys if what == "keys" else bundles / "digits" / committed("digits").name / "manifest.json"
     with serving(tmp_path / "home", settings) as server:
         before = settled(server, 2)
         with Crowd(server, 8) as crowd:
