@@ -8,8 +8,8 @@
 | block 3 | 3 × 3, pool 2, 3 × 3 | N, 256, 3, 3 |
 | head | max pool 3, linear | N, 10 |
 
-1,972,792 parameters and 118 million multiply-adds (237 MFLOP) an image. A trained network looks twice, at the image and at
-its mirror image, and goes by the mean of what its head sees: 237 million multiply-adds, and 0.6 points of accuracy.
+1,972,792 parameters and 118 million multiply-adds (237 MFLOP) an image. A trained network looks twice, at the image and
+at its mirror image, and goes by the mean of what its head sees: 237 million multiply-adds, 0.6 points of accuracy.
 """
 
 from collections.abc import Sequence

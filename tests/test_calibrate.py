@@ -22,6 +22,8 @@ from service.calibrators import probabilities
 from service.documents import OodMethod
 from tests.draws import draw, exaggerated, honest_logits
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 5
 # Low enough that a few hundred images can show that it is kept.
 EASY = Promises(alphas=(0.1, 0.05), risk=0.3)

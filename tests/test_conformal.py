@@ -89,6 +89,7 @@ def test_bounds_hold_as_often_as_they_say(alpha: float, n: int, m: int) -> None:
         assert inside / 4000 < level + 3 * (1 - level) / 4 + 1e-9
 
 
+@pytest.mark.slow
 def test_bounds_of_the_fewest_images_are_those_of_the_largest_of_them() -> None:
     """19 images for 95 %: the share covered is distributed as the largest of 19 uniform numbers, u^(1/19)."""
     assert coverage_bounds(0.05, 19, 1_000_000, 0.9) == pytest.approx((0.05 ** (1 / 19), 0.95 ** (1 / 19)), abs=1e-4)

@@ -19,6 +19,8 @@ from models.corruptions.weather import plasma
 from models.formats import Pixels
 from tests.conftest import fixtures
 
+pytestmark = pytest.mark.slow
+
 ALL = {f"{dataset}/{name}": found for dataset, known in CORRUPTIONS.items() for name, found in known.items()}
 SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28)}
 # What the authors' recipe for CIFAR-10 says, as it stands there; elastic_transform in pixels of 32.

@@ -14,6 +14,8 @@ from service.calibration import Floats, Labels, softmax
 from service.documents import Bins, ClassFigures, Metrics, RiskPoint
 from tests.draws import exaggerated
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["cat", "dog", "owl", "cow"]
 BINS = 15
 

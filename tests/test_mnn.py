@@ -24,6 +24,8 @@ from service.seal import model_file
 from service.settings import Settings
 from tests.test_backends import assert_same, random_pixels, reference
 
+pytestmark = pytest.mark.slow
+
 if mnn.runtime() is None:
     pytest.skip("MNN is installed on x86-64 Linux only", allow_module_level=True)
 
