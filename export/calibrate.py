@@ -60,12 +60,12 @@ def fit(held: HeldOut, promises: Promises) -> Fitted:
     """
     gates.check_disjoint({"test" if name == "eval" else name: digest for name, digest in held.digests().items()})
     _check_finite(held)
-    selection = _improving(_selected(held.fit, promises), held.conformal)
+    selection, improvement = _improving(_selected(held.fit, promises), held.conformal)
     gates.check_parameters(selection.params)
     test = calibrated(selection, held.eval.logits)
     gates.check_spread(calibrated(_identity(selection), held.eval.logits), test)
     verdicts = (
-        *_improvement(selection, held.conformal),
+        *improvement,
         *gates.calibration(test, held.eval.labels),
         gates.argmax_kept(selection.chosen, held.eval.logits, test),
     )
@@ -105,10 +105,13 @@ def _selected(split: Split, promises: Promises) -> Selection:
         raise CalibrationError(f"no method can be fitted: {error}") from error
 
 
-def _improving(selection: Selection, conformal: Split) -> Selection:
-    if all(verdict.passed for verdict in _improvement(selection, conformal)):
-        return selection
-    return _identity(selection)
+def _improving(selection: Selection, conformal: Split) -> tuple[Selection, tuple[Verdict, Verdict]]:
+    """The selection if it passes gate 1, else the identity; with the verdicts on what is returned."""
+    verdicts = _improvement(selection, conformal)
+    if all(verdict.passed for verdict in verdicts):
+        return selection, verdicts
+    identity = _identity(selection)
+    return identity, _improvement(identity, conformal)
 
 
 def _identity(selection: Selection) -> Selection:
