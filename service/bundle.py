@@ -70,8 +70,10 @@ def load(directory: Path, trust: Trust = Trust(), made_anew: frozenset[str] = fr
     with folder:
         content = _content(folder, MANIFEST)
         manifest = _parsed(directory / MANIFEST, content, Manifest)
+        # These are read whole, and hashed then.
+        read = {CALIBRATION, GRAPH} if CALIBRATION in manifest.files else set()
         for name, expected in manifest.files.items():
-            if name not in made_anew and _digest(folder, name) != expected:
+            if name not in made_anew | read and _digest(folder, name) != expected:
                 raise changed(directory / name)
         if GRAPH not in manifest.files:
             raise BundleError(f"{directory / MANIFEST} does not vouch for {GRAPH}; export the bundle again.")
