@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from models.lenet5 import DIGITS
+from models.lenet5 import LENET5
 from models.recipe import Recipe
 from models.whitened_vgg import CIFAR10
 
 MODELS: dict[str, Recipe] = {
-    "digits": DIGITS,
+    "digits": LENET5,
     "cifar10": CIFAR10,
 }
 

@@ -71,7 +71,7 @@ def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generato
     return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-DIGITS = Recipe(
+LENET5 = Recipe(
     dataset="mnist",
     build=LeNet5,
     optimizers=optimizers,

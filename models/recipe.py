@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from models.network import Network
+from service.images import InputSpec, Pixels
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Optimizers(Protocol):
 
 
 @dataclass(frozen=True)
+class Strangers:
+    """Images of no class, to be answered evenly (outlier exposure: Hendrycks et al. 2019, equation 2).
+
+    images: for what the network is fed, (N, H, W, 3) uint8.
+    per_batch: how many go with each batch of images that have a class.
+    weight: of their mean cross-entropy from the even answer, in the loss.
+    """
+
+    images: Callable[[InputSpec], Pixels]
+    per_batch: int
+    weight: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One entry of the zoo.
 
@@ -53,4 +68,5 @@ class Recipe:
     batch_size: int
     prepare: Callable[[nn.Module, Tensor], None] = lambda net, images: None
     label_smoothing: float = 0.0
+    strangers: Strangers | None = None
     bf16: bool = False

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import MODELS, weights_path
-from models.datasets import Splits, load, normalise, pixels, splits
+from models.datasets import DATASETS, Splits, load, normalise, pixels, splits
 from models.evaluate import Score, score
 from models.formats import DAMAGE, DataError
 from models.recipe import Recipe, Schedule
@@ -82,6 +82,7 @@ def train(name: str, seed: int, epochs: int | None, device: torch.device) -> Non
     split = splits(recipe.dataset)
     training = _images(recipe, data.train_images[split.train], data.train_labels[split.train])
     held_out = _images(recipe, data.train_images[split.fit], data.train_labels[split.fit])
+    strangers = _strangers(recipe)
 
     # Network.
     torch.manual_seed(seed)
@@ -98,7 +99,7 @@ def train(name: str, seed: int, epochs: int | None, device: torch.device) -> Non
     progress = checkpoint.restore()
     while progress.epoch < epochs:
         started = time.perf_counter()
-        loss = _epoch(net, recipe, training, stepped, schedule, progress.epoch, seed, device)
+        loss = _epoch(net, recipe, training, strangers, stepped, schedule, progress.epoch, seed, device)
         progress.seconds += time.perf_counter() - started
         progress.epoch += 1
         held = score(net, held_out.images, held_out.labels, device)
@@ -117,6 +118,7 @@ def _epoch(
     net: nn.Module,
     recipe: Recipe,
     data: Images,
+    strangers: Tensor | None,
     stepped: list[tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]],
     schedule: Schedule,
     epoch: int,
@@ -132,24 +134,36 @@ def _epoch(
     for step in bar:
         chosen = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
         images = recipe.augment(data.images[chosen], epoch, chosen, generator)
+        if recipe.strangers and strangers is not None:
+            invited = torch.randint(len(strangers), (recipe.strangers.per_batch,), generator=generator)
+            images = torch.cat((images, recipe.augment(strangers[invited], epoch, invited, generator)))
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-            logits = net(images)
-        loss = nn.functional.cross_entropy(
-            logits.float(), data.labels[chosen].to(device), label_smoothing=recipe.label_smoothing
-        )
+            logits = net(images).float()
+        known, strange = logits[: len(chosen)], logits[len(chosen) :]
+        labels = data.labels[chosen].to(device)
+        loss = nn.functional.cross_entropy(known, labels, label_smoothing=recipe.label_smoothing)
+        total += loss.item()
+        if recipe.strangers:
+            loss = loss - recipe.strangers.weight * nn.functional.log_softmax(strange, 1).mean()
         net.zero_grad(set_to_none=True)
         loss.backward()
         for optimizer, rate in stepped:
             optimizer.step()
             rate.step()
-        total += loss.item()
         bar.set_postfix(loss=f"{total / (step + 1):.3f}")
     return total / schedule.steps_per_epoch
 
 
 def _images(recipe: Recipe, images: Any, labels: Any) -> Images:
     return Images(normalise(recipe.dataset, pixels(recipe.dataset, images)), torch.from_numpy(labels))
+
+
+def _strangers(recipe: Recipe) -> Tensor | None:
+    """Normalised images of no class, (N, 3, H, W)."""
+    if recipe.strangers is None:
+        return None
+    return normalise(recipe.dataset, recipe.strangers.images(DATASETS[recipe.dataset].input))
 
 
 @dataclass(frozen=True)

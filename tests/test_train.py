@@ -1,8 +1,10 @@
 """Training: data in, weights out, interrupted or not."""
 
+import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,14 @@ import torch
 from torch import nn
 
 import models
-from models import datasets, train
-from models.datasets import Dataset
+from models import datasets, digit_vgg, evaluate, train
+from models.datasets import Dataset, normalise
 from models.formats import DataError
+from models.letters import letters
 from models.muon import orthogonalise
-from models.recipe import Schedule
+from models.recipe import Schedule, Strangers
 from models.whitened_vgg import WhitenedVGG, augment, whitening_filters
+from service.images import Pixels
 
 
 def tiny(name: str, directory: Path | None = None) -> Dataset:
@@ -28,11 +32,21 @@ def tiny(name: str, directory: Path | None = None) -> Dataset:
     return Dataset(name, images[:1000], labels[:1000], images[1000:], labels[1000:])
 
 
+def stripes(spec: object) -> Pixels:
+    """What is in none of the stand-in's classes: upright bars, and no noise."""
+    images = np.zeros((60, 32, 32, 3), np.uint8)
+    for place, image in enumerate(images):
+        image[:, place % 30 : place % 30 + 3] = 255
+    return images
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The CIFAR-10 recipe on the stand-in data, writing to tmp_path."""
-    from dataclasses import replace
-
     source = replace(datasets.DATASETS["cifar10"], n_train=1000, held_back=100)
     monkeypatch.setitem(datasets.DATASETS, "cifar10", source)
     monkeypatch.setattr(train, "load", tiny)
@@ -175,6 +189,62 @@ def test_orthogonalise_keeps_directions_and_evens_sizes() -> None:
     assert torch.allclose(orthogonalise(matrix.T, steps=5), result.T, atol=1e-4)
 
 
+def test_strangers_are_answered_evenly(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What belongs to no class and is mixed into the batches ends near an even answer; without, it does not."""
+
+    def evenness(strangers: Strangers | None) -> float:
+        monkeypatch.setitem(models.MODELS, "digits", replace(models.MODELS["digits"], strangers=strangers))
+        train.train("digits", seed=0, epochs=6, device=torch.device("cpu"))
+        net = models.MODELS["digits"].build()
+        net.load_state_dict(weights(small))
+        logits = evaluate.logits(net, normalise("cifar10", stripes(None)), torch.device("cpu"))
+        for written in (small / "runs").rglob("*.pt"):
+            written.unlink()
+        return logits.log_softmax(1).mean().item()
+
+    even = -math.log(10)
+    assert evenness(Strangers(stripes, per_batch=30, weight=1)) > even - 0.1
+    assert evenness(None) < even - 0.5
+
+
+def test_letters_are_fed_as_digits_are() -> None:
+    """Of nearly every font and alphabet, light on dark in MNIST's frame, no two alike by much."""
+    drawn = letters(datasets.DATASETS["mnist"].input)
+    assert len(drawn) >= 500
+    assert drawn.shape[1:] == (32, 32, 3)
+    assert drawn.dtype == np.uint8
+    assert (drawn[:, :2].max(), drawn[:, :, :2].max()) == (0, 0)
+    assert drawn.max(axis=(1, 2, 3)).min() > 200
+    assert len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) > 0.95 * len(drawn)
+
+
+def test_a_digit_drawn_anew_is_another_drawing_of_it() -> None:
+    """Same shape, grey, ink neither lost nor made; another each time, the same for the same generator."""
+    field = np.zeros((40, 32, 32, 3), np.uint8)
+    field[:, 8:24, 14:18] = 255
+    images = normalise("mnist", field)
+    paper = images.min()
+    once, again, other = (digit_vgg.augment(images, 0, torch.arange(40), seeded(seed)) for seed in (0, 0, 1))
+    assert once.shape == images.shape
+    assert torch.equal(once, again)
+    assert not torch.allclose(once, other)
+    assert torch.equal(once[:, 0], once[:, 2])
+    ink = (once - paper).sum((1, 2, 3)) / (images - paper).sum((1, 2, 3))
+    assert 0.5 < ink.min() < ink.max() < 2.5
+    assert len(np.unique(once.numpy().round(3), axis=0)) == 40
+
+
+def test_the_digit_network_has_the_shapes_its_docstring_says() -> None:
+    """(N, 3, 32, 32) gives (N, 10) by way of 28, 14, 7 and 3 pixels, with 165,394 parameters."""
+    net, sides = digit_vgg.DigitVGG(), []
+    for layer in net.blocks:
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            layer.register_forward_hook(lambda module, given, made: sides.append(made.shape[-1]))
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sides == [28, 14, 14, 14, 7, 7, 7, 3]
+    assert sum(parameter.numel() for parameter in net.parameters()) == 165_394
+
+
 @pytest.mark.slow
 def test_the_learning_rates_end_at_zero() -> None:
     """Every schedule of every recipe reaches zero at the last step, or earlier."""
@@ -196,7 +266,8 @@ def test_the_cifar_network_has_the_shapes_its_docstring_says() -> None:
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sides == [31, 15, 7, 3]
     assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert sides == [31, 15, 7, 3] * 3
+    # Image and mirror image go as one batch.
+    assert sides == [31, 15, 7, 3] * 2
 
 
 @torch.inference_mode()
