@@ -16,7 +16,7 @@ from export.splits import HeldOut, Split
 from export.strangeness import Array, Seen
 from models.network import Network
 from service.audit import array_digest
-from service.calibration import Floats, lac_threshold
+from service.calibration import Floats, Labels, lac_threshold
 from service.calibrators import probabilities
 from service.documents import Abstention, Conformal, Ood, OodMethod
 
@@ -70,7 +70,9 @@ def fit(held: HeldOut, promises: Promises) -> Fitted:
         gates.argmax_kept(selection.chosen, held.eval.logits, test),
     )
     gates.require(verdicts)
-    return Fitted(selection, _conformal(selection, held, promises), _abstention(selection, held, promises), verdicts)
+    confident, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
+    levels, abstention = _conformal(confident, labels, promises), _abstention(confident, labels, promises)
+    return Fitted(selection, levels, abstention, verdicts)
 
 
 def calibrated(selection: Selection, logits: Floats) -> Floats:
@@ -124,8 +126,7 @@ def _improvement(selection: Selection, conformal: Split) -> tuple[Verdict, Verdi
     return gates.improvement(raw, calibrated(selection, conformal.logits), conformal.labels)
 
 
-def _conformal(selection: Selection, held: HeldOut, promises: Promises) -> list[Conformal]:
-    p, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
+def _conformal(p: Floats, labels: Labels, promises: Promises) -> list[Conformal]:
     try:
         return [
             Conformal(alpha=alpha, threshold=lac_threshold(p, labels, alpha), n=len(labels))
@@ -135,8 +136,7 @@ def _conformal(selection: Selection, held: HeldOut, promises: Promises) -> list[
         raise CalibrationError(f"{error}: promise less coverage or hold back more") from error
 
 
-def _abstention(selection: Selection, held: HeldOut, promises: Promises) -> Abstention:
-    p, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
+def _abstention(p: Floats, labels: Labels, promises: Promises) -> Abstention:
     found = risk_control(p.max(1), p.argmax(1) == labels, promises.risk, DELTA)
     return Abstention(
         risk=promises.risk,

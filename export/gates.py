@@ -18,7 +18,7 @@ import numpy.typing as npt
 from export.nulls import AT_ONCE, nulls
 from export.scoring import METRICS
 from service.calibration import Floats, Labels
-from service.calibrators import KEEPS_ORDER, Params, probabilities
+from service.calibrators import KEEPS_ORDER, Params
 
 RESAMPLES = 1000
 POSITIVE = ("temperature", "a", "b", "weights")
@@ -118,19 +118,6 @@ def argmax_kept(method: str, logits: Floats, calibrated: Floats) -> Verdict:
     changed = int((best < calibrated.max(1)).sum())
     bound = 0.0 if method in KEEPS_ORDER else float("inf")
     return _verdict("argmax", float(changed), bound, f"{changed} of {len(logits)} answers changed by {method}")
-
-
-def judge(method: str, params: Params, logits: Floats, labels: Labels, seed: int = 0) -> tuple[Verdict, ...]:
-    """All gates, on held-out logits (N, C) and labels (N,). Raises CalibratorError for what is no calibrator."""
-    wide = np.asarray(logits, np.float64)
-    check_parameters(params)
-    raw, calibrated = (probabilities(name, wide, params) for name in ("identity", method))
-    check_spread(raw, calibrated)
-    return (
-        *improvement(raw, calibrated, labels, seed),
-        *calibration(calibrated, labels, seed),
-        argmax_kept(method, wide, calibrated),
-    )
 
 
 def check_parameters(params: Params) -> None:

@@ -124,7 +124,7 @@ def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:
     counted = labelled.calibrations == calibration
     if (n := int(counted.sum())) < LEAST:
         raise CalibrationError(
-            f"there are {n} labels of random answers in distribution under {calibration}; {LEAST} are needed at least"
+            f"of random answers in distribution under {calibration} {n} have a label; {LEAST} are needed at least"
         )
     logits, labels, times = (array[counted] for array in (labelled.logits, labelled.labels, labelled.answered))
     digests = [

@@ -27,8 +27,6 @@ from service.seal import Seal, changed, unreadable
 from service.trust import Trust
 
 MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
-# Of calibration.json, as service.documents has it.
-SCHEMA_VERSION = 2
 VERSION = re.compile(r"\d+(\.\d+){0,2}")
 
 Kind = TypeVar("Kind", bound=Document)
@@ -88,8 +86,8 @@ def _calibration(folder: Folder, manifest: Manifest) -> Calibration:
     evidence, graph = (_vouched(folder, manifest, name) for name in (CALIBRATION, GRAPH))
     path = folder.path / CALIBRATION
     version = _schema_version(path, evidence)
-    if version != SCHEMA_VERSION:
-        raise BundleError(f"{path} is of schema version {version}, not {SCHEMA_VERSION}; export the bundle again.")
+    if version != (known := Calibration.model_fields["schema_version"].default):
+        raise BundleError(f"{path} is of schema version {version}, not {known}; export the bundle again.")
     calibration = _parsed(path, evidence, Calibration)
     try:
         weights = initializers(graph)

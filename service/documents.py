@@ -254,10 +254,6 @@ class Calibration(Document):
     created_by: dict[str, str]
     test_vectors: list[TestVector]
 
-    def at(self, coverage: float) -> Conformal | None:
-        """The conformal level of this coverage; None where it is not offered."""
-        return next((level for level in self.conformal if level.coverage == coverage), None)
-
 
 class Manifest(Document):
     """manifest.json."""

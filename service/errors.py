@@ -90,7 +90,9 @@ class MethodNotAllowed(Problem):
     status, slug, title = 405, "method-not-allowed", "Method not allowed"
 
     def __init__(self, method: str, allowed: str) -> None:
-        super().__init__(f"{method} is not possible here; use {allowed}.", ((b"allow", allowed.encode()),))
+        # Whatever answers GET answers HEAD (RFC 9110, section 9.1).
+        methods = "GET, HEAD" if allowed == "GET" else allowed
+        super().__init__(f"{method} is not possible here; use {allowed}.", ((b"allow", methods.encode()),))
 
 
 class NotAcceptable(Problem):

@@ -49,8 +49,8 @@ def oracle(bundle: Bundle, given: Outputs, options: Options, request_id: str) ->
     """The results without haste: a document for each image, its values numpy's scalars, encoded by orjson."""
     labels, calibration = bundle.manifest.labels, bundle.calibration
     assert calibration is not None
-    level = calibration.conformal[0] if options.coverage is None else calibration.at(options.coverage)
-    assert level is not None
+    wanted = options.coverage or calibration.conformal[0].coverage
+    level = next(level for level in calibration.conformal if level.coverage == wanted)
     uncalibrated = softmax(given.logits)
     order = np.argsort(-given.logits, axis=1, kind="stable")[:, : options.top_k].tolist()
     documents = []

@@ -84,7 +84,7 @@ def test_it_cannot_be_changed(server: Server, method: str) -> None:
     """405, with what is allowed."""
     response = httpx.request(method, url(server, "digits"), content=b"{}" if method != "DELETE" else None)
     assert response.status_code == 405
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
     assert response.headers["content-type"] == "application/problem+json"
 
 

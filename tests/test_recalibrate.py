@@ -226,7 +226,7 @@ def test_too_few_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     told(url_in(tmp_path), served, stream(300, 8), sampling="selected", prefix="c")
     told(url_in(tmp_path), served, stream(300, 9), is_ood=True, prefix="d")
     assert served.calibration
-    reason = f"there are 199 labels of random answers in distribution under {served.calibration.id}; 200 are needed"
+    reason = f"of random answers in distribution under {served.calibration.id} 199 have a label; 200 are needed"
     refused(tmp_path, capsys, reason)
 
 
@@ -317,7 +317,7 @@ def test_another_answer_is_another_split() -> None:
 
 def test_labels_of_another_calibration_do_not_count() -> None:
     """However many."""
-    with pytest.raises(CalibrationError, match="there are 0 labels"):
+    with pytest.raises(CalibrationError, match=" 0 have a label"):
         split(answers(calibration="before"), "now")
 
 
