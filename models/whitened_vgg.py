@@ -12,7 +12,7 @@
 at its mirror image, and goes by the mean of what its head sees: 237 million multiply-adds, 0.6 points of accuracy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,11 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.conv1 = _dirac_conv(channels, width)
+        self.conv1 = dirac_conv(channels, width)
         self.pool = nn.MaxPool2d(2)
-        self.norm1 = _bias_only_norm(width)
-        self.conv2 = _dirac_conv(width, width)
-        self.norm2 = _bias_only_norm(width)
+        self.norm1 = bias_only_norm(width)
+        self.conv2 = dirac_conv(width, width)
+        self.norm2 = bias_only_norm(width)
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,15 +54,17 @@ class Block(nn.Module):
 class WhitenedVGG(Network):
     """Normalised pixels (N, 3, 32, 32) → logits (N, classes)."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(
+        self, widths: Sequence[int] = WIDTHS, block: Callable[[int, int], nn.Module] = Block, classes: int = 10
+    ) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad = False
         self.activation = nn.ReLU()
-        channels = (self.whiten.out_channels, *WIDTHS)
-        self.blocks = nn.Sequential(*map(Block, channels[:-1], channels[1:]))
+        channels = (self.whiten.out_channels, *widths)
+        self.blocks = nn.Sequential(*map(block, channels[:-1], channels[1:]))
         self.pool = nn.MaxPool2d(3)
-        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
+        self.head = nn.Linear(widths[-1], classes, bias=False)
         with torch.no_grad():
             self.whiten_bias.zero_()
             self.head.weight.div_(self.head.weight.std())
@@ -78,7 +80,7 @@ class WhitenedVGG(Network):
         # One pass over both, lest a runtime keeps the weights once for each. By index, for MNN has no negative steps.
         mirrored = x.index_select(3, torch.arange(x.shape[3] - 1, -1, -1, device=x.device))
         seen = self._features(torch.cat((x, mirrored)))
-        return seen.view(2, -1, WIDTHS[-1]).mean(0)
+        return seen.view(2, -1, self.head.in_features).mean(0)
 
     def _features(self, x: Tensor) -> Tensor:
         return self.pool(self.blocks(self.activation(self.whiten(x)))).flatten(1)
@@ -108,7 +110,7 @@ def whitening_filters(images: Tensor, size: int = 2, eps: float = 5e-4) -> Tenso
     return torch.cat((filters, -filters)).float()
 
 
-def _dirac_conv(channels: int, width: int) -> nn.Conv2d:
+def dirac_conv(channels: int, width: int) -> nn.Conv2d:
     # The first `channels` filters start as the identity, so that depth costs no signal early on.
     conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     with torch.no_grad():
@@ -116,7 +118,7 @@ def _dirac_conv(channels: int, width: int) -> nn.Conv2d:
     return conv
 
 
-def _bias_only_norm(width: int) -> nn.BatchNorm2d:
+def bias_only_norm(width: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
     norm.weight.requires_grad = False
     return norm
@@ -145,24 +147,26 @@ def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRSc
     return [(sgd, LambdaLR(sgd, [whitening_bias, fall, fall])), (muon, LambdaLR(muon, fall))]
 
 
-def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every second epoch, shift by up to three pixels, edges reflected, and cut a square out (DeVries 2017).
+def augment(
+    images: Tensor, epoch: int, order: Tensor, generator: torch.Generator, *, shift: int = SHIFT, hole: int = HOLE
+) -> Tensor:
+    """Mirror every second epoch, shift by up to `shift` pixels, edges reflected, and cut a square out (DeVries 2017).
 
     images: (B, 3, 32, 32); order: (B,) their indices in the training set. An image is mirrored in one epoch
     and not in the next, its first side drawn by chance per image (Jordan 2024, section 3.6).
     """
     mirrored = (_first_side(order) + epoch) % 2 == 1
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    padded = nn.functional.pad(images, (SHIFT,) * 4, mode="reflect")
-    shifts = torch.randint(0, 2 * SHIFT + 1, (len(images), 2), generator=generator)
+    padded = nn.functional.pad(images, (shift,) * 4, mode="reflect")
+    shifts = torch.randint(0, 2 * shift + 1, (len(images), 2), generator=generator)
     side = torch.arange(32)
     rows = shifts[:, :1] + side
     columns = shifts[:, 1:] + side
     index = torch.arange(len(images))[:, None, None]
     shifted = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     # Up to half of the square may lie outside. The mean of all images is 0.
-    hole = torch.randint(-HOLE // 2, 32 - HOLE // 2, (2, len(images), 1), generator=generator)
-    down, across = (side >= hole) & (side < hole + HOLE)
+    corner = torch.randint(-hole // 2, 32 - hole // 2, (2, len(images), 1), generator=generator)
+    down, across = (side >= corner) & (side < corner + hole)
     return shifted.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
 
 

@@ -19,6 +19,7 @@ from models.formats import DataError
 from models.letters import letters
 from models.muon import orthogonalise
 from models.recipe import Schedule, Strangers
+from models.whitened_resnet import ResidualBlock
 from models.whitened_vgg import WhitenedVGG, augment, whitening_filters
 from service.images import Pixels
 
@@ -268,6 +269,16 @@ def test_the_cifar_network_has_the_shapes_its_docstring_says() -> None:
     assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     # Image and mirror image go as one batch.
     assert sides == [31, 15, 7, 3] * 2
+
+
+@torch.inference_mode()
+def test_a_residual_block_adds_what_it_skips() -> None:
+    """With the last convolution silenced, the block is its own first half, passed on."""
+    block, images = ResidualBlock(24, 32).eval(), torch.rand(2, 24, 31, 31)
+    block.conv3.weight.zero_()
+    start = torch.relu(block.norm1(block.pool(block.conv1(images))))
+    assert block(images).shape == (2, 32, 15, 15)
+    assert torch.allclose(block(images), start, atol=1e-6)
 
 
 @torch.inference_mode()
