@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from models.lenet5 import LENET5
+from models.digit_vgg import DIGITS
 from models.recipe import Recipe
 from models.whitened_resnet import CIFAR10_LARGE
 from models.whitened_vgg import CIFAR10
 
 MODELS: dict[str, Recipe] = {
-    "digits": LENET5,
+    "digits": DIGITS,
     "cifar10": CIFAR10,
     "cifar10_large": CIFAR10_LARGE,
 }
