@@ -61,8 +61,8 @@ fuzz: $(VENV)/dev ## look for images that the decoder stumbles over: RUNS (10000
 soak: $(VENV)/dev ## good and bad traffic for MINUTES (60); writes memory, descriptors and latency to .cache/soak
 	$(BIN)/python -m tests.abuse.soak --minutes $(MINUTES) $(SOAK)
 
-train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR
-	$(BIN)/python -m models.train $(MODEL)
+train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR (TRAIN='--plot --tensorboard' to watch)
+	$(BIN)/python -m models.train $(MODEL) $(TRAIN)
 
 export: $(VENV)/dev ## export MODEL as bundle VERSION (the next)
 	$(BIN)/python -m export $(MODEL) $(if $(VERSION),--version $(VERSION))

@@ -140,7 +140,11 @@ def pixels(name: str, images: Pixels) -> Pixels:
 
 def normalise(name: str, images: Pixels) -> Tensor:
     """(N, H, W, 3) uint8 → (N, 3, H, W) float32, standardised per channel as the exported graph does."""
-    spec = DATASETS[name].input
+    return standardise(DATASETS[name].input, images)
+
+
+def standardise(spec: InputSpec, images: Pixels) -> Tensor:
+    """As `normalise`, for any input."""
     scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     return (scaled - mean) / std

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from export.scoring import METRICS
+from models import train
 from service import VERSION, bundle
 from service.calibrators import METHODS
 from service.errors import Problem
@@ -43,6 +44,14 @@ def test_every_setting_is_documented_with_its_default() -> None:
     }
     for name, default in fields.items():
         assert rows[name] == told.get(name, str(default)), name
+
+
+def test_every_option_of_training_is_documented() -> None:
+    """docs/training.md has a row for each, and none for anything else."""
+    text = (ROOT / "docs/training.md").read_text()
+    rows = set(re.findall(r"^\| `(--[a-z-]+)", text, re.M))
+    options = {name for action in train._parser()._actions for name in action.option_strings}
+    assert rows == options - {"-h", "--help"}
 
 
 def test_every_method_and_figure_of_calibration_is_documented() -> None:

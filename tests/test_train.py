@@ -1,6 +1,8 @@
 """Training: data in, weights out, interrupted or not."""
 
+import contextlib
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +15,17 @@ import torch
 from torch import nn
 
 import models
-from models import datasets, digit_vgg, evaluate, train
+from models import datasets, digit_vgg, evaluate, task, teaching, train
 from models.datasets import Dataset, normalise
 from models.formats import DataError
 from models.letters import letters
 from models.muon import orthogonalise
 from models.recipe import Schedule, Strangers
+from models.teaching import Plan
 from models.whitened_resnet import ResidualBlock
 from models.whitened_vgg import WhitenedVGG, augment, whitening_filters
 from service.images import Pixels
+from tests.conftest import ROOT
 
 
 def tiny(name: str, directory: Path | None = None) -> Dataset:
@@ -50,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The CIFAR-10 recipe on the stand-in data, writing to tmp_path."""
     source = replace(datasets.DATASETS["cifar10"], n_train=1000, held_back=100)
     monkeypatch.setitem(datasets.DATASETS, "cifar10", source)
-    monkeypatch.setattr(train, "load", tiny)
+    monkeypatch.setattr(task, "load", tiny)
     recipe = replace(models.MODELS["digits"], dataset="cifar10", batch_size=100, epochs=3)
     monkeypatch.setitem(models.MODELS, "digits", recipe)
     monkeypatch.setattr(train, "weights_path", lambda name: tmp_path / "weights" / f"{name}.pt")
@@ -68,14 +72,13 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its second epoch and started again, training arrives at exactly the same place."""
-    device = torch.device("cpu")
-    train.train("digits", seed=3, epochs=None, device=device)
+    train.train("digits", Plan(epochs=3, seed=3))
     expected = weights(small)
     (small / "weights" / "digits.pt").unlink()
     for checkpoint in (small / "runs").rglob("*.pt"):
         checkpoint.unlink()
 
-    steps, one_epoch = 0, train._epoch
+    steps, one_epoch = 0, teaching._epoch
 
     def interrupted(*arguments: object) -> float:
         nonlocal steps
@@ -84,11 +87,11 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(
             raise KeyboardInterrupt
         return one_epoch(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train, "_epoch", interrupted)
+    monkeypatch.setattr(teaching, "_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.train("digits", seed=3, epochs=None, device=device)
-    monkeypatch.setattr(train, "_epoch", one_epoch)
-    train.train("digits", seed=3, epochs=None, device=device)
+        train.train("digits", Plan(epochs=3, seed=3))
+    monkeypatch.setattr(teaching, "_epoch", one_epoch)
+    train.train("digits", Plan(epochs=3, seed=3))
     for name, value in weights(small).items():
         assert torch.equal(value, expected[name]), name
 
@@ -98,12 +101,43 @@ def test_training_learns_and_records_how(small: Path) -> None:
     """The loss falls, the stand-in is learnt, and the record tells command, seed and figures."""
     import json
 
-    train.train("digits", seed=0, epochs=5, device=torch.device("cpu"))
+    train.train("digits", Plan(epochs=5))
     record = json.loads((small / "weights" / "digits.json").read_text())
     assert record["test"]["accuracy"] > 0.9
     assert record["history"][-1]["loss"] < record["history"][0]["loss"]
     assert record["command"] == "python -m models.train digits --seed 0 --epochs 5"
     assert record["splits"].keys() == {"train", "fit", "conformal"}
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
+    """A bar of all the run's batches with the time left, the loss of this epoch and the accuracy after the last."""
+    import os
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    # A terminal of no width gets no bar.
+    termios.tcsetwinsize(theirs, (24, 120))
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.lesson"], cwd=tmp_path, env=settings, stdout=subprocess.DEVNULL, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        # Linux ends a terminal that nobody writes to any more with an error.
+        with contextlib.suppress(OSError):
+            while read := os.read(ours, 65536):
+                shown += read
+        os.close(ours)
+    assert process.returncode == 0
+    bars = re.findall(r"epoch (\d)/3: +\d+%\|[^|]*\| (\d+)/12 \[\d\d:\d\d<([?:\d]+), ([^]]*)\]", shown.decode())
+    steps = [int(step) for _, step, _, _ in bars]
+    assert steps == sorted(steps)
+    assert set(range(1, 12)) <= set(steps)
+    assert any(left == "00:00" for _, _, left, _ in bars)
+    figures = next(figures for epoch, step, _, figures in bars if (epoch, step) == ("3", "11"))
+    assert re.search(r"loss=\d\.\d{3}, accuracy=0\.\d{4}$", figures)
 
 
 @pytest.mark.slow
@@ -135,7 +169,7 @@ def test_a_damaged_checkpoint_is_named(small: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"cut off")
     with pytest.raises(DataError, match="delete it to start again"):
-        train.train("digits", seed=0, epochs=None, device=torch.device("cpu"))
+        train.train("digits", Plan(epochs=3))
 
 
 @pytest.mark.slow
@@ -195,7 +229,7 @@ def test_strangers_are_answered_evenly(small: Path, monkeypatch: pytest.MonkeyPa
 
     def evenness(strangers: Strangers | None) -> float:
         monkeypatch.setitem(models.MODELS, "digits", replace(models.MODELS["digits"], strangers=strangers))
-        train.train("digits", seed=0, epochs=6, device=torch.device("cpu"))
+        train.train("digits", Plan(epochs=6))
         net = models.MODELS["digits"].build()
         net.load_state_dict(weights(small))
         logits = evaluate.logits(net, normalise("cifar10", stripes(None)), torch.device("cpu"))

@@ -1,0 +1,41 @@
+"""What is kept of a run when it is over: the weights, and beside them how they came about."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.evaluate import Score
+from models.files import replacing
+from models.network import Network
+
+
+def write_weights(path: Path, net: Network, record: dict[str, Any]) -> None:
+    """The weights, then the record beside them as JSON; a run killed in between is made good by starting it again."""
+    with replacing(path) as partial:
+        torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, partial)
+    with replacing(path.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path} and {path.with_suffix('.json')}")
+
+
+def figures(result: Score) -> dict[str, float]:
+    return {"n": result.n, "accuracy": result.accuracy, "nll": result.nll}
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
+    return f"{torch.get_num_threads()} cores of {next(models, platform.processor() or platform.machine())}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
