@@ -36,6 +36,11 @@ SPLITS = {
         "fit": (5_000, "7687b8723bc6e9f75551536e40c1c8ca8d9c04f185e8fbad056ff63f31f23db0"),
         "conformal": (5_000, "2cc9a80b6692167c2e134f326b7445065b9d96c4d58010fff55e6f129c9b854a"),
     },
+    "mnist_3_7": {
+        "train": (10_396, "b4db3bf4183133d35a7b711255c7140d8fd57dba3593c9a29240f99f3e2062fe"),
+        "fit": (1_000, "df0ba047e429e83699a60a55d44098629d7b11738e65ccfdaad790af380dad7e"),
+        "conformal": (1_000, "39d489dd8338b9e3a3c8e2e57ae34c2186454bec4bad50e8477517cf264148c4"),
+    },
     "cifar10": {
         "train": (45_000, "24d2d6010f644003c8f2f8f16226fcba996ff7b8d176f3467ca22e332b0d87e7"),
         "fit": (2_500, "6593d9f07cb9a6e6809eae6a20efcbc8640734329892324963e0767c353ad582"),
@@ -123,10 +128,14 @@ def sha256(content: bytes) -> str:
 
 def tiny_mnist() -> Tiny:
     arrays = random_arrays(28, 28)
-    idx = {
+    return Tiny("mnist", arrays, {"mnist.npz": npz(arrays)}, mnist_files(arrays))
+
+
+def mnist_files(arrays: Arrays) -> dict[str, bytes]:
+    """As published."""
+    return {
         remote.name: idx_file(arrays[array]) for array, remote in zip(ARRAYS, DATASETS["mnist"].remotes, strict=True)
     }
-    return Tiny("mnist", arrays, {"mnist.npz": npz(arrays)}, idx)
 
 
 def tiny_cifar10() -> Tiny:
@@ -207,6 +216,29 @@ def test_repacked_files_are_read(tiny: Tiny, tmp_path: Path) -> None:
 def test_canonical_files_are_read(tiny: Tiny, tmp_path: Path) -> None:
     """The files as published give the very same arrays in the same order."""
     assert_same(load(tiny.name, tiny.write(tiny.canonical, tmp_path / "data")), tiny)
+
+
+@pytest.mark.parametrize("form", ["repacked", "canonical"])
+def test_threes_and_sevens_are_read_from_mnists_files(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their order, in both forms; a three is class 0 then, a seven 1, and each is named so."""
+    arrays = random_arrays(28, 28)
+    arrays["y_train"][:] = np.resize([7, 1, 3, 8, 3], 20)
+    arrays["y_test"][:] = np.resize([3, 7, 0, 9, 5], 10)
+    whole = Tiny("mnist", arrays, {"mnist.npz": npz(arrays)}, mnist_files(arrays))
+    train, test = (np.isin(arrays[labels], (3, 7)) for labels in ("y_train", "y_test"))
+    chosen = {
+        "x_train": arrays["x_train"][train],
+        "y_train": np.resize([1, 0, 0], 12).astype(np.uint8),
+        "x_test": arrays["x_test"][test],
+        "y_test": np.resize([0, 1], 4).astype(np.uint8),
+    }
+    part = Tiny("mnist_3_7", chosen, whole.repacked, whole.canonical)
+    register(part, monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setitem(DATASETS, part.name, replace(DATASETS[part.name], n_train=12, n_test=4))
+    assert_same(load(part.name, part.write(getattr(part, form), tmp_path / "data")), part)
+    assert DATASETS[part.name].labels == ("3", "7")
 
 
 def test_data_dir_comes_first(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,13 +549,19 @@ def test_unwritable_directory_is_a_download_error(tmp_path: Path) -> None:
             "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
         ),
         (
+            "mnist_3_7",
+            [6131, 6265],
+            "4030ab93f08ecefe831db4e80e5115d3d334dfd6d3613f4854a0ef00982969f3",
+            "e166573fc6d30cccf2ee9ef8cdfa0693773c6dc57b1666f8e289a16fd1cdf2d6",
+        ),
+        (
             "cifar10",
             [5000] * 10,
             "a7051bcfbc5acdbf956087c1df8104040f37a9d7690e9fe02d3e194afd2e1fb5",
             "1249626010949d8f448e0faf792debbc3da0c50ed31bfff3678c99c37fbc7e48",
         ),
     ],
-    ids=["mnist", "cifar10"],
+    ids=["mnist", "mnist_3_7", "cifar10"],
 )
 def test_shared_data_is_whole(name: str, per_class: list[int], train: str, test: str) -> None:
     """The shared folder's images are the recorded ones, in order, and each class has as many as published."""
