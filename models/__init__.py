@@ -17,3 +17,8 @@ MODELS: dict[str, Recipe] = {
 def weights_path(name: str) -> Path:
     """The trained weights of a model; the record of the run that made them lies beside them as JSON."""
     return Path(__file__).parent / "weights" / f"{name}.pt"
+
+
+def record_path(name: str, seed: int) -> Path:
+    """The record of a run whose weights were not kept: one more seed, for the mean and spread of the figures."""
+    return weights_path(name).parent / "seeds" / f"{name}-{seed}.json"

@@ -12,13 +12,18 @@ from models.files import replacing
 from models.network import Network
 
 
-def write_weights(path: Path, net: Network, record: dict[str, Any]) -> None:
-    """The weights, then the record beside them as JSON; a run killed in between is made good by starting it again."""
-    with replacing(path) as partial:
-        torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, partial)
-    with replacing(path.with_suffix(".json")) as partial:
+def write(path: Path, net: Network, record: dict[str, Any]) -> None:
+    """The record alone where the path is of JSON; else the weights, and then the record beside them.
+
+    A run killed in between is made good by starting it again.
+    """
+    beside = path.with_suffix(".json")
+    if path != beside:
+        with replacing(path) as partial:
+            torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, partial)
+    with replacing(beside) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path} and {path.with_suffix('.json')}")
+    print(f"wrote {beside}" if path == beside else f"wrote {path} and {beside}")
 
 
 def figures(result: Score) -> dict[str, float]:

@@ -64,8 +64,8 @@ class Teaching:
         return self.run.progress.epoch * self.schedule.steps_per_epoch + self.run.progress.step
 
 
-def teach(task: Task, plan: Plan, command: list[str], weights: Path) -> None:
-    """Train, write checkpoints, and at last the weights with a record of how they came about. Raises DataError."""
+def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
+    """Train, write checkpoints, and at last what is kept: weights and record, or the record alone. Raises DataError."""
     recipe, place = task.recipe, RUNS / task.name / f"seed{plan.seed}-epochs{plan.epochs}"
 
     # Data.
@@ -101,7 +101,7 @@ def teach(task: Task, plan: Plan, command: list[str], weights: Path) -> None:
     test = task.images("test")
     result = score(net, test.images, test.labels, plan.device)
     print(f"test {result}  ({run.progress.seconds / 60:.1f} minutes of training)")
-    record.write_weights(weights, net, _record(task, teaching, command, result))
+    record.write(kept, net, _record(task, teaching, command, result))
 
 
 def _epoch(teaching: Teaching) -> float:

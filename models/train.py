@@ -7,7 +7,7 @@ as many threads.
 import argparse
 import sys
 
-from models import MODELS, arguments, weights_path
+from models import MODELS, arguments, record_path, weights_path
 from models.formats import DataError
 from models.task import zoo
 from models.teaching import RUNS, Plan, teach
@@ -16,7 +16,7 @@ from models.teaching import RUNS, Plan, teach
 def main(argv: list[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     try:
-        train(given.name, _plan(given))
+        train(given.name, _plan(given), record_only=given.record_only)
     except DataError as error:
         print(f"models.train: {error}", file=sys.stderr)
         return 1
@@ -26,9 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(name: str, plan: Plan) -> None:
-    """Train a network of the zoo and write its weights and a record of the run to models/weights. Raises DataError."""
-    teach(zoo(name), plan, ["python", "-m", "models.train", name], weights_path(name))
+def train(name: str, plan: Plan, *, record_only: bool = False) -> None:
+    """Train a network of the zoo and write its weights and a record of the run to models/weights. Raises DataError.
+
+    record_only: the record alone, where `record_path` says.
+    """
+    command = ["python", "-m", "models.train", name]
+    if record_only:
+        teach(zoo(name), plan, [*command, "--record-only"], record_path(name, plan.seed))
+    else:
+        teach(zoo(name), plan, command, weights_path(name))
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -49,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--epochs", type=arguments.positive, help="train for longer or shorter than the recipe says")
+    parser.add_argument(
+        "--record-only",
+        action="store_true",
+        help="leave the weights there are, and write the record to models/weights/seeds: for mean and spread",
+    )
     parser.add_argument(
         "--device", type=arguments.device, default="auto", help="cpu, cuda or cuda:1 (default: a GPU, if there is one)"
     )

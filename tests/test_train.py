@@ -1,6 +1,7 @@
 """Training: data in, weights out, interrupted or not."""
 
 import contextlib
+import json
 import math
 import re
 import signal
@@ -58,6 +59,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     recipe = replace(models.MODELS["digits"], dataset="cifar10", batch_size=100, epochs=3)
     monkeypatch.setitem(models.MODELS, "digits", recipe)
     monkeypatch.setattr(train, "weights_path", lambda name: tmp_path / "weights" / f"{name}.pt")
+    monkeypatch.setattr(train, "record_path", lambda name, seed: tmp_path / "weights" / "seeds" / f"{name}-{seed}.json")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -99,8 +101,6 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(
 @pytest.mark.slow
 def test_training_learns_and_records_how(small: Path) -> None:
     """The loss falls, the stand-in is learnt, and the record tells command, seed and figures."""
-    import json
-
     train.train("digits", Plan(epochs=5))
     record = json.loads((small / "weights" / "digits.json").read_text())
     assert record["test"]["accuracy"] > 0.9
@@ -141,6 +141,22 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_one_more_seed_leaves_the_weights_alone(small: Path) -> None:
+    """Its record goes where those of further seeds are, and tells the same as one with weights would."""
+    train.train("digits", Plan(epochs=1))
+    kept = {path: path.read_bytes() for path in (small / "weights").iterdir()}
+    train.train("digits", Plan(epochs=1, seed=4), record_only=True)
+    assert {path: path.read_bytes() for path in (small / "weights").iterdir() if path.is_file()} == kept
+    record = json.loads((small / "weights" / "seeds" / "digits-4.json").read_text())
+    assert record["command"] == "python -m models.train digits --record-only --seed 4 --epochs 1"
+    assert record.keys() == json.loads((small / "weights" / "digits.json").read_text()).keys()
+    (small / "weights" / "seeds" / "digits-4.json").unlink()
+    train.train("digits", Plan(epochs=1, seed=4))
+    again = json.loads((small / "weights" / "digits.json").read_text())
+    assert (again["seed"], again["test"]) == (4, record["test"])
+
+
+@pytest.mark.slow
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
     """The command line names what there is."""
     command = [sys.executable, "-m", "models.train", "nothing"]
@@ -177,7 +193,7 @@ def test_ctrl_c_ends_training_with_how_to_go_on(tmp_path: Path) -> None:
     """Interrupted from the keyboard, it says how to resume and exits with 130."""
     code = (
         "import sys, models.train as t\n"
-        "def stop(*a): raise KeyboardInterrupt\n"
+        "def stop(*a, **k): raise KeyboardInterrupt\n"
         "t.train = stop\n"
         "sys.exit(t.main(['digits']))\n"
     )
