@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+from models.cifar_cnn import CIFAR_CNN
+from models.convnet import SMALLEST
 from models.digit_vgg import DIGITS
+from models.lenet5 import LENET5
 from models.recipe import Recipe
+from models.simple_cnn import SIMPLE_CNN
+from models.threes_or_sevens import THREES_OR_SEVENS
 from models.whitened_resnet import CIFAR10_LARGE
 from models.whitened_vgg import CIFAR10
 
@@ -11,6 +16,11 @@ MODELS: dict[str, Recipe] = {
     "digits": DIGITS,
     "cifar10": CIFAR10,
     "cifar10_large": CIFAR10_LARGE,
+    "lenet5": LENET5,
+    "simple_cnn": SIMPLE_CNN,
+    "threes_or_sevens": THREES_OR_SEVENS,
+    "cifar_cnn": CIFAR_CNN,
+    "cs231n_smallest": SMALLEST,
 }
 
 
