@@ -26,7 +26,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc postgres dev torch oracles
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz soak train export cards shift sign load bench image image-test image-abuse lock sbom clean
+.PHONY: help serve test test-fast check format fuzz soak train summary export cards shift sign load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,11 @@ fuzz: $(VENV)/dev ## look for images that the decoder stumbles over: RUNS (10000
 soak: $(VENV)/dev ## good and bad traffic for MINUTES (60); writes memory, descriptors and latency to .cache/soak
 	$(BIN)/python -m tests.abuse.soak --minutes $(MINUTES) $(SOAK)
 
-train: $(VENV)/dev ## train MODEL (digits or cifar10) on DATA_DIR (TRAIN='--plot --tensorboard' to watch)
+train: $(VENV)/dev ## train MODEL, any of the zoo, on DATA_DIR (TRAIN='--plot --tensorboard' to watch)
 	$(BIN)/python -m models.train $(MODEL) $(TRAIN)
+
+summary: $(VENV)/dev ## tell what each layer of MODEL does to an image, and what it costs
+	$(BIN)/python -m models.summary $(MODEL)
 
 export: $(VENV)/dev ## export MODEL as bundle VERSION (the next)
 	$(BIN)/python -m export $(MODEL) $(if $(VERSION),--version $(VERSION))
