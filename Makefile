@@ -26,7 +26,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc postgres dev torch oracles
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz soak train summary export cards shift sign load bench image image-test image-abuse lock sbom clean
+.PHONY: help serve test test-fast check format fuzz soak train summary export cpp cards shift sign load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ summary: $(VENV)/dev ## tell what each layer of MODEL does to an image, and what
 
 export: $(VENV)/dev ## export MODEL as bundle VERSION (the next)
 	$(BIN)/python -m export $(MODEL) $(if $(VERSION),--version $(VERSION))
+
+cpp: $(VENV)/dev ## build the C++ programs into .cache/cpp (docs/cpp.md)
+	cmake -S export/cpp -B .cache/cpp -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build .cache/cpp
 
 cards: $(VENV)/dev ## write the model cards of the newest bundles anew, with their pictures (MODEL: of one only)
 	$(BIN)/python -m export cards $(if $(filter-out file,$(origin MODEL)),$(MODEL))
