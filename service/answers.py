@@ -29,6 +29,7 @@ class Options:
     top_k: int | None = 3
     logits: bool = False
     coverage: float | None = None
+    explain: bool = False
 
 
 class Row(NamedTuple):
@@ -60,6 +61,10 @@ class Row(NamedTuple):
         members = np.zeros(len(self.order), np.uint8)
         members[self.order[likely]] = 1
         return members.tobytes()
+
+    def probability(self, index: int) -> float:
+        """Of the class of this index, calibrated."""
+        return float(self.numbers[1 + 2 * int((self.order == index).argmax())])
 
     def shown(self, top_k: int | None) -> "Shown":
         if self.table is None:

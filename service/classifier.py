@@ -75,7 +75,7 @@ class Classifier:
         """
         pixels = self.pixels_at_once(file, model.bundle.manifest.input)
         if pixels is None:
-            async with _until(model, deadline):
+            async with until(model, deadline, "decoded"):
                 pixels = await self._pixels_in_thread(file, model.bundle.manifest.input)
         return (await self.classify_pixels(model, pixels[None], deadline))[0]
 
@@ -88,9 +88,9 @@ class Classifier:
         """
         running: list[asyncio.Task[list[Outcome]]] = []
         try:
-            async with _until(model, deadline) as until:
+            async with until(model, deadline, "decoded") as last:
                 async for decoded in self._decoded_files(files, model.bundle.manifest.input):
-                    running.append(asyncio.ensure_future(self._outcomes(model, decoded, until)))
+                    running.append(asyncio.ensure_future(self._outcomes(model, decoded, last)))
                     _raise_failure(running)
             return [outcome for task in running for outcome in await task]
         finally:
@@ -98,6 +98,10 @@ class Classifier:
                 # Of several failures one is told; the others are known, too.
                 if not task.cancel() and not task.cancelled():
                     task.exception()
+
+    async def decode(self, files: Sequence[bytes], spec: InputSpec) -> list[Pixels | Problem]:
+        """Several files → what the network is fed, or the problem of a file that is at fault."""
+        return [item async for some in self._decoded_files(files, spec) for item in some]
 
     @property
     def remembers(self) -> bool:
@@ -168,15 +172,18 @@ class Classifier:
 
 
 @asynccontextmanager
-async def _until(model: ServedModel, deadline: float) -> AsyncIterator[float]:
-    """The deadline, no later than the batcher's own from now. Raises Overloaded when it passes within."""
+async def until(model: ServedModel, deadline: float, done: str) -> AsyncIterator[float]:
+    """The deadline, no later than the batcher's own from now, by which something is `done` with images.
+
+    Raises Overloaded when it passes within.
+    """
     batcher = model.batcher
     deadline = min(deadline, batcher.after(batcher.limits.max_wait_s))
     try:
         async with asyncio.timeout(deadline - batcher.after(0)):
             yield deadline
     except TimeoutError:
-        raise Overloaded("The images could not be decoded in time; retry later.") from None
+        raise Overloaded(f"The images could not be {done} in time; retry later.") from None
 
 
 def _raise_failure(tasks: Sequence[asyncio.Task[list[Outcome]]]) -> None:

@@ -17,6 +17,7 @@ from service.classifier import BYTES_DECODED_ON_LOOP, Classifier
 from service.descriptions import calibration, describe, summarise
 from service.direct import DirectClassification
 from service.errors import MethodNotAllowed, NotReady, Problem, UnknownPath, UnsupportedMediaType
+from service.explanations import Explainer
 from service.feedback import Feedback
 from service.labels import MOST_BYTES
 from service.metrics import EXPOSITION, Metrics
@@ -40,6 +41,7 @@ class Worker(Protocol):
     classifier: Classifier
     metrics: Metrics
     log: AccessLog
+    explainer: Explainer
     feedback: Feedback | None
 
     def close(self) -> None: ...
@@ -169,6 +171,8 @@ class Front:
         request.waits(deadline)
         binary = wanted(request.headers.get(b"accept", b""))
         question = Question(model, request.options(len(model.bundle.manifest.labels), model.bundle.coverages), binary)
+        if question.options.explain:
+            return await self._explained(request, question, deadline)
         upload = await request.upload(self._settings, model.bundle.manifest.input)
         if upload.tensor is not None:
             rows = await classifier.classify_pixels(model, upload.tensor, deadline)
@@ -178,6 +182,14 @@ class Front:
         if request.is_file():
             self._offer_direct_answers(request, question, timeout_s)
         return question.response([await classifier.classify_file(model, upload.files[0], deadline)], False, request.id)
+
+    async def _explained(self, request: Request, question: Question, deadline: float) -> Response:
+        if self._worker is None:
+            raise _not_ready()
+        explainer = self._worker.explainer
+        explainer.check(question)
+        upload = await request.upload(self._settings, question.model.bundle.manifest.input)
+        return await explainer.response(question, upload, deadline, request.id)
 
     async def _drift(self, request: Request, model: ServedModel) -> Response:
         _check_method(request, "GET")

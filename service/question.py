@@ -30,6 +30,19 @@ class Question:
         results = [self._result(outcome, request_id) for outcome in outcomes]
         return Response(200, JSON, b'{"results":[%b]}' % b",".join(results))
 
+    def explained(
+        self, outcomes: Sequence[Outcome], explanations: Sequence[bytes], several: bool, request_id: str
+    ) -> Response:
+        """As `response`, in JSON, each result with its explanation, a JSON object; a problem has none."""
+        if self.model.memory:
+            self.model.memory.remember(outcomes, request_id)
+        results = [
+            result if isinstance(outcome, Problem) else b'%b,"explanation":%b}' % (result[:-1], explanation)
+            for outcome, explanation in zip(outcomes, explanations, strict=True)
+            for result in (self._result(outcome, request_id),)
+        ]
+        return Response(200, JSON, b'{"results":[%b]}' % b",".join(results) if several else results[0])
+
     def _result(self, outcome: Outcome, request_id: str) -> bytes:
         """A result object, or the problem in its place."""
         if isinstance(outcome, Problem):

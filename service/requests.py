@@ -180,15 +180,16 @@ def _media_type(content_type: bytes) -> bytes:
 def _options(query: bytes, classes: int, coverages: tuple[float, ...]) -> Options:
     given = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     values = dict(given)
-    unknown = values.keys() - {"top_k", "logits", "coverage"}
+    unknown = values.keys() - {"top_k", "logits", "coverage", "explain"}
     if unknown:
-        raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k, logits and coverage.")
+        raise BadParameter(f"There is no parameter {min(unknown)!r}; there are top_k, logits, coverage and explain.")
     if len(values) < len(given):
         raise BadParameter("A parameter is given more than once.")
     # The default is not checked: a model may have fewer classes.
     top_k = _top_k(values["top_k"], classes) if "top_k" in values else Options.top_k
     coverage = _coverage(values["coverage"], coverages) if "coverage" in values else None
-    return Options(top_k, _switch("logits", values.get("logits", "false")), coverage)
+    logits, explain = (_switch(name, values.get(name, "false")) for name in ("logits", "explain"))
+    return Options(top_k, logits, coverage, explain)
 
 
 def _top_k(text: str, classes: int) -> int | None:

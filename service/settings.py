@@ -53,6 +53,8 @@ class Settings(BaseModel):
     max_body_bytes: Positive = 10 * 1024 * 1024
     max_pixels: Positive = 25_000_000
     max_images: Positive = 256
+    # Of one request; 0: none.
+    max_explained: Annotated[int, Field(ge=0)] = 4
     formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(_comma_separated), Field(min_length=1)] = (
         "png",
         "jpeg",

@@ -16,6 +16,7 @@ from service.board import BOARD, Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
 from service.errors import SettingError
+from service.explanations import Explainer
 from service.gate import Gate
 from service.http import Front
 from service.images import accepting
@@ -49,9 +50,11 @@ class Models:
         self.classifier = Classifier(
             models, settings.max_pixels, available_cores(), cache, self.metrics.cached, pulse, accepted
         )
+        self.explainer = Explainer(self.classifier, settings.max_explained, pulse)
         self.feedback = feedback.started(settings, memories, models)
 
     def close(self) -> None:
+        self.explainer.close()
         self.classifier.close()
         if self.feedback:
             self.feedback.close()
