@@ -15,7 +15,7 @@ from export.calibrate import fit, fit_strangeness
 from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
-from export.networks import load_network
+from models.networks import load_network
 from export.parity import ParityError, run
 from export.promises import PROMISES, Promises
 from export.splits import Tested, observe

@@ -21,7 +21,7 @@ from export.calibrate import Fitted, Strangeness, fit
 from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
-from export.networks import load_network
+from models.networks import load_network
 from export.parity import ParityError, reference
 from export.promises import PROMISES, Promises
 from export.splits import HeldOut, Split, Tested

@@ -18,8 +18,9 @@ Values = npt.NDArray[np.float64]
 # Of rows and of columns.
 Both: TypeAlias = tuple[int, int]
 
-# What of an overlay is the map; the rest is the picture in grey.
-STRENGTH = 0.6
+RED, BLUE = np.array((255, 0, 0)), np.array((0, 0, 255))
+# How much of the picture an overlay may hide.
+STRENGTH = 0.7
 
 
 @dataclass(frozen=True)
@@ -72,23 +73,20 @@ class Heat:
         return cls(rows @ places @ columns.T)
 
     @property
-    def most(self) -> float:
-        return float(np.abs(self.values).max())
-
-    @property
     def colours(self) -> Pixels:
         """(H, W, 3) uint8."""
-        share = self.values / self.most if self.most else np.zeros_like(self.values)
-        fade = 255 * (1 - np.abs(share))
-        red, blue = np.where(share < 0, fade, 255), np.where(share > 0, fade, 255)
-        colours: Pixels = np.stack((red, fade, blue), -1).round().astype(np.uint8)
-        return colours
+        return self._over(np.full((*self.values.shape, 1), 255.0), 1.0)
 
     def over(self, pixels: Pixels) -> Pixels:
-        """Over the picture (H, W, 3) in grey."""
-        grey = pixels.mean(-1, keepdims=True)
-        mixed: Pixels = (STRENGTH * self.colours + (1 - STRENGTH) * grey).round().astype(np.uint8)
-        return mixed
+        """The picture (H, W, 3) in grey, coloured where the map says something."""
+        return self._over(pixels.mean(-1, keepdims=True), STRENGTH)
+
+    def _over(self, ground: Values, strength: float) -> Pixels:
+        most = np.abs(self.values).max()
+        share = (self.values / most if most else self.values)[..., None]
+        colours = strength * np.abs(share) * np.where(share > 0, RED, BLUE) + (1 - strength * np.abs(share)) * ground
+        rounded: Pixels = colours.round().astype(np.uint8)
+        return rounded
 
     def png(self) -> bytes:
         """The map alone, H × W in colour."""

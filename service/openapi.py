@@ -127,6 +127,15 @@ _CLASSIFY = {
             "schema": {"type": "number", "examples": [0.99]},
         },
         {
+            "name": "explain",
+            "in": "query",
+            "description": (
+                "Add to each result what of the image it goes by, as a heat map for its likeliest class; in JSON only, "
+                "of no more images than TRUEODDS_MAX_EXPLAINED."
+            ),
+            "schema": {"type": "boolean", "default": False},
+        },
+        {
             "name": "x-request-timeout-ms",
             "in": "header",
             "description": "What no batch has taken by then is answered 503 rather than late.",
@@ -215,7 +224,17 @@ _SCHEMAS: dict[str, Any] = {
                 }
             ),
         },
-        {"logits": {"type": "array", "items": _NUMBER}},
+        {"logits": {"type": "array", "items": _NUMBER}, "explanation": _ref("Explanation")},
+    ),
+    "Explanation": _object(
+        {
+            "method": {"enum": ["cam", "occlusion"]},
+            "class": _STRING,
+            "png": {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"},
+            "min": _NUMBER,
+            "max": _NUMBER,
+        },
+        {"logit": _NUMBER, "rest": _NUMBER},
     ),
     "Results": _object(
         {"results": {"type": "array", "items": {"anyOf": [_ref("Result"), _object({"error": _ref("Problem")})]}}}

@@ -16,7 +16,7 @@ from export import onnx as onnx_form
 from export import strangeness
 from export import torchscript as torchscript_form
 from export.graph import Answering, CalibratedGraph
-from export.networks import load_network
+from models.networks import load_network
 from export.parity import ParityError, reference, verify
 from export.strangeness import Seen
 from models import MODELS, weights_path
