@@ -76,8 +76,8 @@ class ActivationMaps:
         maps = list(self._back(tensors, 0))
         if not all(_has_places(tensors[name]) for name in maps):
             raise NoActivationMapError("its logits are no sum over the places of a map")
-        self._grids = {name: _grid(content, _way(graph, self._seen, name), one) for name in maps}
-        self._mirrored = {name: list(map(is_mirrored, tensors[name], changed[name])) for name in maps}
+        self.grids = {name: _grid(content, _way(graph, self._seen, name), one) for name in maps}
+        self.mirrored = {name: list(map(is_mirrored, tensors[name], changed[name])) for name in maps}
         # What comes from no place is the same for every image.
         first, second = (self._activation(found, 0) for found in (tensors, changed))
         if abs(first.rest - second.rest) > NOISE * max(abs(first.logit), abs(second.logit), 1):
@@ -90,8 +90,8 @@ class ActivationMaps:
     def _activation(self, tensors: Tensors, index: int) -> Activation:
         back = self._back(tensors, index)
         heat = np.zeros(self._size)
-        for name, grid in self._grids.items():
-            for added, mirrored in zip((tensors[name] * back[name]).sum(1), self._mirrored[name], strict=True):
+        for name, grid in self.grids.items():
+            for added, mirrored in zip((tensors[name] * back[name]).sum(1), self.mirrored[name], strict=True):
                 look = Heat.spread(added, grid, self._size).values
                 heat += look[:, ::-1] if mirrored else look
         logit = float(tensors[LOGITS][0, index])

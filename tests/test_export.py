@@ -16,12 +16,12 @@ from export import onnx as onnx_form
 from export import strangeness
 from export import torchscript as torchscript_form
 from export.graph import Answering, CalibratedGraph
-from models.networks import load_network
 from export.parity import ParityError, reference, verify
 from export.strangeness import Seen
 from models import MODELS, weights_path
 from models.datasets import DATASETS, normalise
 from models.evaluate import features_and_logits
+from models.networks import load_network
 from service import bundle
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend

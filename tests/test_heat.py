@@ -42,7 +42,7 @@ def test_a_place_shows_at_its_centre() -> None:
     places, grid = np.zeros((3, 4)), Grid((2.0, 3.0), (5.0, 4.0))
     places[1, 2] = 1
     for heat in (Heat.spread(places, grid, (16, 20)), Heat.between(places, grid, (16, 20))):
-        assert np.unravel_index(heat.values.argmax(), heat.values.shape) == (7, 11)
+        assert heat.values.argmax() == 7 * 20 + 11
 
 
 @given(st.data())

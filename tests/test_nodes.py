@@ -1,4 +1,4 @@
-"""service.backends.nodes: reads the nodes that the onnx package reads, and makes graphs answer what lies within them."""
+"""service.backends.nodes: reads the nodes that the onnx package reads, and has graphs answer what lies within."""
 
 from contextlib import suppress
 from typing import Any
