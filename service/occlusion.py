@@ -4,6 +4,8 @@ For any network, for it asks nothing but answers: of copies of the image, in eac
 training images' mean colour.
 """
 
+from math import floor
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,4 +42,5 @@ def _squares(length: int) -> list[slice]:
     """Of each place along a side, the pixels that its square covers: its own step, and half of one on each side."""
     count = min(POSITIONS, length)
     step = length / count
-    return [slice(max(0, round((i - 0.5) * step)), min(length, round((i + 1.5) * step))) for i in range(count)]
+    # Halves are rounded up, not to even numbers, so that all squares are alike.
+    return [slice(max(0, floor((i - 0.5) * step + 0.5)), floor((i + 1.5) * step + 0.5)) for i in range(count)]
