@@ -15,13 +15,13 @@ from export.calibrate import fit, fit_strangeness
 from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
-from models.networks import load_network
 from export.parity import ParityError, run
 from export.promises import PROMISES, Promises
 from export.splits import Tested, observe
 from models import MODELS, weights_path
 from models.datasets import DATASETS
 from models.formats import DataError
+from models.networks import load_network
 from service.backends import onnx as onnx_backend
 from service.errors import BundleError
 from service.settings import BUNDLES

@@ -21,12 +21,12 @@ from export.calibrate import Fitted, Strangeness, fit
 from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
-from models.networks import load_network
 from export.parity import ParityError, reference
 from export.promises import PROMISES, Promises
 from export.splits import HeldOut, Split, Tested
 from models import MODELS, weights_path
 from models.formats import DataError
+from models.networks import load_network
 from service import bundle, stores
 from service.audit import GRAPH
 from service.backends import onnx as onnx_backend

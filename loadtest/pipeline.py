@@ -23,6 +23,7 @@ from service.batching import Batcher, BatchReport, Limits
 from service.board import Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
+from service.explanations import Explainer
 from service.feedback import Feedback, memories
 from service.http import Front
 from service.images import Header, Pixels
@@ -138,6 +139,7 @@ class _Worker:
     metrics: Metrics
     log: AccessLog
     feedback: Feedback | None = None
+    explainer: Explainer | None = None
 
     def close(self) -> None:
         self.classifier.close()

@@ -22,7 +22,7 @@ from service.audit import GRAPH
 from service.backends.external_data import self_contained
 from service.batching import Priority
 from service.classifier import Classifier, Outcome, until
-from service.errors import BadParameter, BodyTooLarge, NotAcceptable, Problem
+from service.errors import BodyTooLarge, Problem
 from service.heat import Heat
 from service.images import Pixels
 from service.pulse import Pulse
@@ -71,13 +71,6 @@ class Explainer:
         # One, so that what is explained takes no more than a core from what is classified.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self._maps: dict[str, ActivationMaps | None] = {}
-
-    def check(self, question: Question) -> None:
-        """Before anything is read. Raises BadParameter or NotAcceptable."""
-        if not self._most:
-            raise BadParameter("This service explains no answers: TRUEODDS_MAX_EXPLAINED says so.")
-        if question.binary:
-            raise NotAcceptable("Explanations are told in JSON; accept application/json, or do without explain.")
 
     async def response(self, question: Question, upload: Upload, deadline: float, request_id: str) -> Response:
         """Raises Overloaded, BodyTooLarge, or the problem of a lone file."""

@@ -16,7 +16,15 @@ from service.binary import wanted
 from service.classifier import BYTES_DECODED_ON_LOOP, Classifier
 from service.descriptions import calibration, describe, summarise
 from service.direct import DirectClassification
-from service.errors import MethodNotAllowed, NotReady, Problem, UnknownPath, UnsupportedMediaType
+from service.errors import (
+    BadParameter,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotReady,
+    Problem,
+    UnknownPath,
+    UnsupportedMediaType,
+)
 from service.explanations import Explainer
 from service.feedback import Feedback
 from service.labels import MOST_BYTES
@@ -41,7 +49,7 @@ class Worker(Protocol):
     classifier: Classifier
     metrics: Metrics
     log: AccessLog
-    explainer: Explainer
+    explainer: Explainer | None
     feedback: Feedback | None
 
     def close(self) -> None: ...
@@ -184,10 +192,11 @@ class Front:
         return question.response([await classifier.classify_file(model, upload.files[0], deadline)], False, request.id)
 
     async def _explained(self, request: Request, question: Question, deadline: float) -> Response:
-        if self._worker is None:
-            raise _not_ready()
-        explainer = self._worker.explainer
-        explainer.check(question)
+        explainer = self._worker.explainer if self._worker else None
+        if explainer is None:
+            raise BadParameter("This service explains no answers: TRUEODDS_MAX_EXPLAINED says so.")
+        if question.binary:
+            raise NotAcceptable("Explanations are told in JSON; accept application/json, or do without explain.")
         upload = await request.upload(self._settings, question.model.bundle.manifest.input)
         return await explainer.response(question, upload, deadline, request.id)
 

@@ -50,11 +50,13 @@ class Models:
         self.classifier = Classifier(
             models, settings.max_pixels, available_cores(), cache, self.metrics.cached, pulse, accepted
         )
-        self.explainer = Explainer(self.classifier, settings.max_explained, pulse)
+        most = settings.max_explained
+        self.explainer = Explainer(self.classifier, most, pulse) if most else None
         self.feedback = feedback.started(settings, memories, models)
 
     def close(self) -> None:
-        self.explainer.close()
+        if self.explainer:
+            self.explainer.close()
         self.classifier.close()
         if self.feedback:
             self.feedback.close()

@@ -28,7 +28,7 @@ from service.binary import BinaryAnswers
 from service.board import Board
 from service.cache import AnswerCache
 from service.classifier import Classifier
-from service.errors import BadParameter, BodyTooLarge, NotAcceptable, Overloaded
+from service.errors import BodyTooLarge, Overloaded
 from service.explanations import Explainer
 from service.images import Pixels, decode, read_header, to_pixels
 from service.pulse import Pulse
@@ -252,13 +252,9 @@ def test_what_takes_too_long_is_told_so(service: Callable[..., Service]) -> None
     assert time.perf_counter() - started < 5
 
 
-def test_the_refusals_come_before_the_work(service: Callable[..., Service]) -> None:
+def test_too_many_are_refused_before_the_work(service: Callable[..., Service]) -> None:
     """Nothing is classified of what will not be explained."""
     running = service(most=2)
     with pytest.raises(BodyTooLarge, match="These are 3 images; 2 are explained"):
         running.ask(Upload((b"", b"", b""), True))
-    with pytest.raises(NotAcceptable):
-        running.explainer.check(Question(running.question.model, running.question.options, binary=True))
-    with pytest.raises(BadParameter, match="TRUEODDS_MAX_EXPLAINED"):
-        Explainer(cast("Classifier", None), 0, Pulse(Board())).check(running.question)
     assert running.forwarded == []

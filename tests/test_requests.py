@@ -109,11 +109,12 @@ def test_a_top_k_out_of_range_is_refused(value: str) -> None:
         request(query=query).options(10, COVERAGES)
 
 
+@pytest.mark.parametrize("switch", ["logits", "explain"])
 @pytest.mark.parametrize("value", [b"yes", b"True", b"", b"2", b"%FF", b"\xff"])
-def test_a_switch_is_true_or_false(value: bytes) -> None:
+def test_a_switch_is_true_or_false(value: bytes, switch: str) -> None:
     """Anything else is refused rather than guessed."""
-    with pytest.raises(BadParameter, match=r"logits is .* must be true or false"):
-        request(query=b"logits=" + value).options(10, COVERAGES)
+    with pytest.raises(BadParameter, match=rf"{switch} is .* must be true or false"):
+        request(query=switch.encode() + b"=" + value).options(10, COVERAGES)
 
 
 @pytest.mark.parametrize("query", [b"top_k=1&top_k=1", b"logits=true&logits=false", b"top_k=1&top%5Fk=2"])
@@ -126,7 +127,7 @@ def test_a_parameter_given_twice_is_refused(query: bytes) -> None:
 @pytest.mark.parametrize(("query", "named"), [(b"topk=1", "topk"), (b"x", "x"), (b"TOP_K=1", "TOP_K"), (b"=1", "")])
 def test_an_unknown_parameter_is_refused(query: bytes, named: str) -> None:
     """A misspelt parameter is named, and so are those there are."""
-    with pytest.raises(BadParameter, match=f"no parameter '{named}'; there are top_k, logits and coverage"):
+    with pytest.raises(BadParameter, match=f"no parameter '{named}'; there are top_k, logits, coverage and explain"):
         request(query=query).options(10, COVERAGES)
 
 
