@@ -7,12 +7,14 @@ queue, as bulk. Nothing is made before the first such request, and no other take
 import asyncio
 import base64
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from service import occlusion
@@ -36,6 +38,9 @@ logger = logging.getLogger("trueodds")
 
 # What a network's first map may take longer than others, in seconds: its graph is loaded once more.
 LOADING_S = 60.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,18 @@ class Explainer:
 
     async def response(self, question: Question, upload: Upload, deadline: float, request_id: str) -> Response:
         """Raises Overloaded, BodyTooLarge, or the problem of a lone file."""
-        model, labels = question.model, question.model.bundle.manifest.labels
+        model = question.model
         async with until(model, deadline, "explained") as last:
             pixels = await self._pixels(model, upload)
             if not upload.several and isinstance(pixels[0], Problem):
                 raise pixels[0]
             outcomes = await self._outcomes(model, pixels, last)
-            explained = []
-            for image, outcome in zip(pixels, outcomes, strict=True):
-                if isinstance(image, Problem) or isinstance(outcome, Problem):
-                    explained.append(b"")
-                    continue
-                explanation = await self._explained(model, image, outcome, last)
-                explained.append(explanation.encode(labels[outcome.order[0]]))
+            explained = [
+                b""
+                if isinstance(image, Problem) or isinstance(outcome, Problem)
+                else await self._explained(model, image, outcome, last)
+                for image, outcome in zip(pixels, outcomes, strict=True)
+            ]
         return question.explained(outcomes, explained, upload.several, request_id)
 
     def close(self) -> None:
@@ -105,14 +109,20 @@ class Explainer:
         rows = iter(await self._classifier.classify_pixels(model, np.stack(sound), deadline) if sound else ())
         return [image if isinstance(image, Problem) else next(rows) for image in pixels]
 
-    async def _explained(self, model: ServedModel, pixels: Pixels, row: Row, deadline: float) -> Explanation:
-        """Of the likeliest class."""
-        index = int(row.order[0])
-        loop = asyncio.get_running_loop()
-        by_activation = await loop.run_in_executor(self._thread, self._by_activation, model, pixels, index)
-        return by_activation or await _by_occlusion(model, pixels, row, index, deadline)
+    async def _explained(self, model: ServedModel, pixels: Pixels, row: Row, deadline: float) -> bytes:
+        """Of the likeliest class, as JSON."""
+        index, spec = int(row.order[0]), model.bundle.manifest.input
+        by_activation = await self._in_thread(self._by_activation, model, pixels, index)
+        if by_activation is not None:
+            return by_activation
+        copies = await self._in_thread(occlusion.covered, pixels, spec)
+        left = [_sound(answer).probability(index) for answer in await model.classify(copies, Priority.BULK, deadline)]
+        return await self._in_thread(_by_occlusion, model, row.probability(index), np.array(left), index)
 
-    def _by_activation(self, model: ServedModel, pixels: Pixels, index: int) -> Explanation | None:
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+
+    def _by_activation(self, model: ServedModel, pixels: Pixels, index: int) -> bytes | None:
         with self._pulse.watching("explaining an image", LOADING_S):
             if model.name not in self._maps:
                 self._maps[model.name] = _maps_of(model)
@@ -120,18 +130,22 @@ class Explainer:
             if maps is None:
                 return None
             found = maps.of(pixels, index)
-        return Explanation("cam", found.heat, found.logit, found.rest)
+        return Explanation("cam", found.heat, found.logit, found.rest).encode(_label(model, index))
 
 
-async def _by_occlusion(model: ServedModel, pixels: Pixels, row: Row, index: int, deadline: float) -> Explanation:
-    spec = model.bundle.manifest.input
-    answers = await model.classify(occlusion.covered(pixels, spec), Priority.BULK, deadline)
-    left = []
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-        left.append(answer.probability(index))
-    return Explanation("occlusion", occlusion.lost(row.probability(index), np.array(left), spec))
+def _by_occlusion(model: ServedModel, probability: float, left: npt.NDArray[np.float64], index: int) -> bytes:
+    heat = occlusion.lost(probability, left, model.bundle.manifest.input)
+    return Explanation("occlusion", heat).encode(_label(model, index))
+
+
+def _label(model: ServedModel, index: int) -> str:
+    return model.bundle.manifest.labels[index]
+
+
+def _sound(answer: Row | Exception) -> Row:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _maps_of(model: ServedModel) -> ActivationMaps | None:

@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "max_body_bytes": ("1000", 1000),
     "max_pixels": ("4096", 4096),
     "max_images": ("5", 5),
+    "max_explained": ("0", 0),
     "formats": ("png, tiff", ("png", "tiff")),
     "max_queue_bytes": ("1000000", 1_000_000),
     "header_timeout_s": ("3", 3),
