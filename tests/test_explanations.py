@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from models import MODELS, weights_path
 from models.datasets import DATASETS
 from models.explain import explain
 from models.networks import load_network
-from service import binary, bundle
+from service import VERSION, binary, bundle
 from service.answers import Answers, Options, Row
 from service.backends import Backend, onnx
 from service.batching import Batcher, Limits
@@ -31,13 +32,14 @@ from service.classifier import Classifier
 from service.errors import BodyTooLarge, Overloaded
 from service.explanations import Explainer
 from service.images import Pixels, decode, read_header, to_pixels
+from service.openapi import document
 from service.pulse import Pulse
 from service.question import Question
 from service.registry import Registry, ServedModel
 from service.requests import Upload
 from service.settings import BUNDLES
 from service.turns import Turns
-from tests.conftest import Server, committed, fixtures, serving
+from tests.conftest import ROOT, Server, committed, fixtures, serving
 from tests.test_answers import outputs
 from tests.test_bundle import write_bundle
 from tests.test_service import problem
@@ -147,8 +149,22 @@ def test_what_cannot_be_explained_is_refused(server: Server) -> None:
     assert "explain is 'yes'" in str(problem(server.post("digits", file, query="?explain=yes"), 422)["detail"])
     problem(server.post("digits", file[:-40], query="?explain=true"), 400)
     hurried = {"content-type": "image/png", "x-request-timeout-ms": "1"}
-    problem(httpx.post(f"{url}?explain=true", content=file, headers=hurried), 503)
+    photo, _ = fixtures("cifar10")[0]
+    late = httpx.post(f"{server.url}/v1/models/cifar10/classify?explain=true", content=photo, headers=hurried)
+    assert "in time" in str(problem(late, 503)["detail"])
     assert server.post("digits", file, query="?explain=true").json()["explanation"]["class"] == "7"
+
+
+@pytest.mark.slow
+def test_an_explanation_has_the_documented_members(server: Server) -> None:
+    """Those of the example and of the schema, no more and no fewer."""
+    file, _ = fixtures("cifar10")[0]
+    told = server.post("cifar10", file, query="?explain=true").json()["explanation"]
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/explain.md").read_text(), re.S)
+    assert list(told) == list(json.loads(example)["explanation"])
+    schema = document(VERSION)["components"]["schemas"]["Explanation"]
+    assert set(told) == set(schema["properties"])
+    assert set(schema["required"]) == set(told) - {"logit", "rest"}
 
 
 @pytest.mark.slow
@@ -192,8 +208,8 @@ class Service:
         async def asked() -> bytes:
             return (await self.explainer.response(self.question, upload, np.inf, "an-id")).body
 
-        document: dict[str, Any] = json.loads(asyncio.run(asked()))
-        return document
+        told: dict[str, Any] = json.loads(asyncio.run(asked()))
+        return told
 
 
 @pytest.fixture
