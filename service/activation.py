@@ -74,7 +74,8 @@ class ActivationMaps:
         one, other = alike_on_the_right(self._size)
         tensors, changed = self._inside(one), self._inside(other)
         maps = list(self._back(tensors, 0))
-        if not all(_has_places(tensors[name]) for name in maps):
+        # A network that is linear from the image on has no map of features.
+        if PIXELS in maps or not all(_has_places(tensors[name]) for name in maps):
             raise NoActivationMapError("its logits are no sum over the places of a map")
         self.grids = {name: _grid(content, _way(graph, self._seen, name), one) for name in maps}
         self.mirrored = {name: list(map(is_mirrored, tensors[name], changed[name])) for name in maps}

@@ -159,6 +159,15 @@ def test_places_lie_where_the_graph_says() -> None:
             ],
             CHANNELS,
         ),
+        # No map, but the image itself.
+        (
+            [
+                ("GlobalAveragePool", ["image"], "pooled", {}),
+                ("Flatten", ["pooled"], "features", {}),
+                ("Gemm", ["features", "head"], "logits", {"transB": 1}),
+            ],
+            3,
+        ),
         # A product of what was seen with itself.
         (
             [
