@@ -227,11 +227,14 @@ def started(root: Path, **settings: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A copy of a committed bundle."""
-    source = bundle.discover(BUNDLES, ("digits",))["digits"].directory
-    return Path(shutil.copytree(source, tmp_path / "digits" / source.name))
+    source = bundle.discover(BUNDLES, (CALIBRATED,))[CALIBRATED].directory
+    return Path(shutil.copytree(source, tmp_path / CALIBRATED / source.name))
 
 
-TEMPERATURE = float(calibration("digits").params["temperature"])  # type: ignore[arg-type]
+# Whose calibration has parameters to be forged.
+CALIBRATED = "cifar10"
+METHOD = calibration(CALIBRATED).method
+TEMPERATURE = float(calibration(CALIBRATED).params["temperature"])  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -241,8 +244,8 @@ TEMPERATURE = float(calibration("digits").params["temperature"])  # type: ignore
         (initializer("temperature", TEMPERATURE * 0.5), "the temperature in model.onnx is another"),
         (initializer("prediction_set_threshold", 0.5), "the prediction_set_threshold in model.onnx is another"),
         (initializer("ood_threshold", 1e6), "the ood_threshold in model.onnx is another"),
-        (forging(sharpen), "its probabilities are not what map_temperature makes of its logits"),
-        (forging(shadow), "its probabilities are not what map_temperature makes of its logits"),
+        (forging(sharpen), f"its probabilities are not what {METHOD} makes of its logits"),
+        (forging(shadow), f"its probabilities are not what {METHOD} makes of its logits"),
         (forging(calm), "its score of strangeness is not its energy"),
     ],
     ids=["temperature", "sets", "strangeness", "sharpened", "shadowed", "calmed"],
@@ -268,11 +271,11 @@ def test_a_service_whose_other_form_was_forged_does_not_start(copied: Path) -> N
             dict(module.named_buffers())["temperature"].fill_(TEMPERATURE * 0.5)
         torch.jit.save(module, path)
     renew(copied)
-    pin = f"digits/{copied.name}@sha256:{digest(copied / bundle.MANIFEST)}"
+    pin = f"{CALIBRATED}/{copied.name}@sha256:{digest(copied / bundle.MANIFEST)}"
     ended = started(copied.parent.parent, TRUEODDS_BACKEND="torchscript", TRUEODDS_PINNED=pin)
     told = ended.stdout + ended.stderr
     assert ended.returncode not in (0, None), told
-    assert f"{copied} does not keep to its calibration: its probabilities are not what map_temperature makes" in told
+    assert f"{copied} does not keep to its calibration: its probabilities are not what {METHOD} makes" in told
     assert "Traceback" not in told
 
 

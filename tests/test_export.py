@@ -205,7 +205,7 @@ def test_changing_an_initializer_changes_the_answer_and_is_refused(tmp_path: Pat
     """The temperature in the graph is the one that counts; a graph edited afterwards is not served, nor one whose
     digests were forged to go with it.
     """
-    source = bundle.discover(BUNDLES)["digits"].directory
+    source = bundle.discover(BUNDLES)["cifar10"].directory
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     model = onnx.load(tmp_path / onnx_backend.FILE)

@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 import torch
 
-from export.networks import load_network
+from models.networks import load_network
 from models import MODELS, weights_path
 from models.datasets import DATASETS, load, normalise, pixels
 from models.evaluate import score
