@@ -28,7 +28,7 @@ from models import MODELS, weights_path
 from models.formats import DataError
 from models.networks import load_network
 from service import bundle, stores
-from service.audit import GRAPH
+from service.audit import GRAPH, probes
 from service.backends import onnx as onnx_backend
 from service.backends.agreement import LOGIT_TOLERANCE
 from service.backends.initializers import initializers
@@ -37,6 +37,7 @@ from service.calibration import expected_calibration_error
 from service.calibrators import probabilities
 from service.documents import Calibration
 from service.errors import BundleError, SettingError
+from service.images import Pixels
 from service.settings import BUNDLES, Settings
 from service.stores import LabelledAnswers, StoreError
 
@@ -44,7 +45,7 @@ from service.stores import LabelledAnswers, StoreError
 SHARES = (0.4, 0.3)
 # With fewer the gates could not tell a good calibration from a bad one.
 LEAST = 200
-# Noise on which the weights must answer as the bundle does.
+# Noise, beside the probes, on which the weights must answer as the bundle does.
 COMPARED = 64
 
 
@@ -106,14 +107,14 @@ def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted:
 
     net = load_network(MODELS[name].build(), weights)
     graph = CalibratedGraph(net, found.manifest.input, fitted.answering(_strangeness(found, served))).eval()
-    noise = _noise(found)
-    _check_same(graph, found, noise)
+    pixels = _pixels(found)
+    _check_same(graph, found, pixels)
     tested = Tested(held.eval.logits, fitted.calibrated(held.eval.logits))
     record = found.manifest.training | {"recalibrated": _record(labelled, served)}
     export = Export(
         name, wanted.version, found.manifest.labels, found.manifest.input, held, tested, fitted, served.ood, record
     )
-    return write(destination, graph, found.manifest.input, noise, lambda directory: export)
+    return write(destination, graph, found.manifest.input, pixels, lambda directory: export)
 
 
 def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:
@@ -161,12 +162,14 @@ def _strangeness(found: Bundle, served: Calibration) -> Strangeness:
     return Strangeness(served.ood, {name: arrays[name] for name in served.ood.parameters_sha256})
 
 
-def _noise(found: Bundle) -> npt.NDArray[np.uint8]:
+def _pixels(found: Bundle) -> Pixels:
+    """What weights and bundle must answer alike: (N, H, W, 3)."""
     spec = found.manifest.input
-    return np.random.default_rng(0).integers(0, 256, (COMPARED, spec.height, spec.width, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (COMPARED, spec.height, spec.width, 3), np.uint8)
+    return np.concatenate((probes(spec.height, spec.width), noise))
 
 
-def _check_same(graph: CalibratedGraph, found: Bundle, pixels: npt.NDArray[np.uint8]) -> None:
+def _check_same(graph: CalibratedGraph, found: Bundle, pixels: Pixels) -> None:
     """Raises DataError where the weights are of another network than the bundle's."""
     served = onnx_backend.load(found.directory, "cpu", 1, seal=found.seal).forward(pixels)
     gap = float(np.abs(reference(graph, pixels).logits - served.logits).max())

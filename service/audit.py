@@ -15,7 +15,7 @@ from service.backends import Outputs
 from service.calibration import energy
 from service.documents import PARAMS, Calibration, Manifest
 from service.files import sha256
-from service.images import InputSpec
+from service.images import InputSpec, Pixels
 
 GRAPH = "model.onnx"
 # Of a probability.
@@ -41,6 +41,21 @@ def complaint(manifest: Manifest, calibration: Calibration, graph: Arrays) -> st
 def disagreement(answers: Outputs, calibration: Calibration) -> str | None:
     """In what a graph answers otherwise than its calibration says; None where it keeps to it."""
     return next(_disagreements(answers, calibration), None)
+
+
+def probes(height: int, width: int) -> Pixels:
+    """Images (6, H, W, 3) by whose answers a graph is judged: blocks of random colour, large and small, bold and faint.
+
+    A network is sure of some and unsure of others. Of noise it may be so sure, or know so well that it is nothing, that
+    no temperature would be noticed.
+    """
+    rng = np.random.default_rng(0)
+
+    def blocks(cells: int, contrast: float) -> npt.NDArray[np.float64]:
+        colours = 127.5 + contrast * rng.uniform(-127.5, 127.5, (cells, cells, 3))
+        return colours[np.arange(height) * cells // height][:, np.arange(width) * cells // width]
+
+    return np.stack([blocks(cells, contrast) for cells in (2, 4, 8) for contrast in (1.0, 0.3)]).astype(np.uint8)
 
 
 def canonical_digest(document: Any) -> str:

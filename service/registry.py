@@ -12,7 +12,7 @@ import numpy as np
 
 from service import bundle, tuning
 from service.answers import Answers, Row
-from service.audit import disagreement
+from service.audit import disagreement, probes
 from service.backends import Backend, Load, onnx, torchscript
 from service.backends.standby import WithStandby
 from service.batching import Batcher, BatchReport, Limits, Priority
@@ -28,9 +28,6 @@ from service.tuning import Measured
 from service.turns import Turns
 
 logger = logging.getLogger("trueodds")
-
-# Noise that a network is shown before it serves.
-CHECKED_IMAGES = 4
 
 BACKENDS: dict[str, Load] = {
     "onnx": onnx.load,
@@ -203,8 +200,7 @@ def _check_kept(backend: Backend, found: Bundle) -> None:
     if found.calibration is None:
         return
     spec = found.manifest.input
-    noise = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, spec.height, spec.width, 3), np.uint8)
-    difference = disagreement(backend.forward(noise), found.calibration)
+    difference = disagreement(backend.forward(probes(spec.height, spec.width)), found.calibration)
     if difference:
         raise BundleError(
             f"{found.directory} does not keep to its calibration: {difference}; restore the bundle or export it again."

@@ -19,7 +19,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from service import bundle, calibrators
-from service.audit import calibration_id, disagreement
+from service.audit import calibration_id, disagreement, probes
 from service.backends import Outputs
 from service.backends import onnx as onnx_backend
 from service.backends import torchscript as torchscript_backend
@@ -222,6 +222,16 @@ def started(root: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         timeout=30,
         check=False,
     )
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(BUNDLES.iterdir())])
+def test_the_probes_leave_every_committed_network_in_some_doubt(name: str) -> None:
+    """So that another temperature would show: neither certain of one class nor even among all."""
+    found = bundle.discover(BUNDLES, (name,))[name]
+    spec = found.manifest.input
+    p = onnx_backend.load(found.directory, "cpu", 1).forward(probes(spec.height, spec.width)).probabilities
+    sharper = p**2 / (p**2).sum(1, keepdims=True)
+    assert np.abs(sharper - p).max() > 0.01
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from statistics import mean
 import pytest
 import torch
 
-from models.networks import load_network
 from models import MODELS, weights_path
 from models.datasets import DATASETS, load, normalise, pixels
 from models.evaluate import score
+from models.networks import load_network
 from models.records import runs
 from models.summary import macs, parameters
 from tests.conftest import data_dir
