@@ -86,8 +86,8 @@ def check(settings: Settings) -> bool:
     if settings.backend == "torchscript":
         check_vouched(found.seal for found in bundles.values())
     chosen = (settings.backend, settings.device) != ("onnx", "auto")
-    registry.check(bundles, settings)
     first = not settings.compiled.is_dir()
+    registry.check(bundles, settings, None if first else settings.compiled)
     if first:
         # The first start on this machine, and nobody else works yet.
         registry.prepare(settings, settings.compiled)

@@ -114,15 +114,15 @@ def prepare(settings: Settings, cache: Path) -> None:
         _loaded(found, settings, cache)
 
 
-def check(bundles: Mapping[str, Bundle], settings: Settings) -> None:
+def check(bundles: Mapping[str, Bundle], settings: Settings, cache: Path | None = None) -> None:
     """Whether each runs as these settings have it, and keeps to its calibration. Raises BackendError, BundleError.
 
-    In one process, before there are workers that would try again and again.
+    In one process, before there are workers that would try again and again. `cache` as `load` has it.
     """
     # The default runs anywhere; another choice may not be there.
     device = "cpu" if (settings.backend, settings.device) == ("onnx", "auto") else settings.device
     for found in bundles.values():
-        _check_kept(BACKENDS[settings.backend](found.directory, device, 1, seal=found.seal), found)
+        _check_kept(BACKENDS[settings.backend](found.directory, device, 1, cache=cache, seal=found.seal), found)
 
 
 def _warm_backend(found: Bundle, settings: Settings, cache: Path | None, pulse: Pulse) -> tuple[Backend, int]:
@@ -200,7 +200,9 @@ def _check_kept(backend: Backend, found: Bundle) -> None:
     if found.calibration is None:
         return
     spec = found.manifest.input
-    difference = disagreement(backend.forward(probes(spec.height, spec.width)), found.calibration)
+    # One by one, lest all together take memory that nothing later needs.
+    answers = (backend.forward(probe[None]) for probe in probes(spec.height, spec.width))
+    difference = next(filter(None, (disagreement(answer, found.calibration) for answer in answers)), None)
     if difference:
         raise BundleError(
             f"{found.directory} does not keep to its calibration: {difference}; restore the bundle or export it again."

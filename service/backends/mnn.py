@@ -254,6 +254,8 @@ def _unchangeable(content: bytes) -> Iterator[str]:
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(content)
+        # A network's weights need not be in memory thrice while they are loaded.
+        del content
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         yield f"/proc/self/fd/{descriptor}"
