@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.errors import BackendError
 from service.images import Pixels
 from service.seal import model_file
 from service.settings import Settings
+from tests.conftest import ROOT
 from tests.test_backends import assert_same, random_pixels, reference
 
 pytestmark = pytest.mark.slow
@@ -232,13 +234,43 @@ def test_a_cache_that_cannot_be_written_does_no_harm(guest: Path, tmp_path: Path
     assert_same(backend.forward(random_pixels(2)), reference(guest, random_pixels(2)))
 
 
+def shape() -> tuple[int, int]:
+    return SIZE, SIZE
+
+
 def test_what_cannot_be_converted_is_refused(tmp_path: Path, guest: Path) -> None:
     """By a converter that crashes or is not there, with its exit status."""
     (tmp_path / "nonsense.onnx").write_bytes(b"no network")
     with pytest.raises(BackendError, match="cannot be converted"):
         mnn.load(
-            model_file(tmp_path, "nonsense.onnx", None), 1, lambda pixels: reference(guest, pixels), (SIZE, SIZE), None
+            model_file(tmp_path, "nonsense.onnx", None),
+            1,
+            lambda pixels: reference(guest, pixels),
+            lambda: (SIZE, SIZE),
+            None,
         )
+
+
+@pytest.mark.slow
+def test_onnx_runtime_is_not_loaded_where_nothing_is_run_by_it(guest: Path, tmp_path: Path) -> None:
+    """Once a network is converted, a process that runs it in batches of any size does without; and can fall back."""
+    cache = tmp_path / "cache"
+    loaded(guest, cache)
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from service.backends import Plan, onnx
+backend = onnx.load(Path({str(guest)!r}), "cpu", 1, winograd=True, cache=Path({str(cache)!r}))
+images = np.zeros((2, {SIZE}, {SIZE}, 3), np.uint8)
+backend.plan = Plan(winograd_from=1)
+by_winograd = backend.forward(images).logits
+assert "onnxruntime" not in sys.modules
+backend.plan = Plan()
+assert np.allclose(backend.forward(images).logits, by_winograd, atol=1e-4)
+assert "onnxruntime" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
 
 
 @pytest.mark.slow
@@ -253,7 +285,11 @@ def test_a_network_that_crashes_it_is_refused(tmp_path: Path) -> None:
     directory = bundle_of(model, tmp_path)
     with pytest.raises(BackendError, match="converted, it cannot be run"):
         mnn.load(
-            model_file(directory, onnx.FILE, None), 1, lambda pixels: reference(directory, pixels), (SIZE, SIZE), None
+            model_file(directory, onnx.FILE, None),
+            1,
+            lambda pixels: reference(directory, pixels),
+            lambda: (SIZE, SIZE),
+            None,
         )
 
 

@@ -61,6 +61,7 @@ TRY = (
 TIMEOUT_S = 120
 
 Forward = Callable[[Pixels], Outputs]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,13 @@ def runtime() -> str | None:
     return None
 
 
-def load(model: ModelFile, threads: int, expected: Forward, shape: tuple[int, int], cache: Path | None) -> MnnNetwork:
+def load(
+    model: ModelFile, threads: int, expected: Forward, shape: Callable[[], Size], cache: Path | None
+) -> MnnNetwork:
     """`model`, converted: from the cache, else made now, and kept there if that is possible.
 
-    `expected` is how ONNX Runtime, which has taken the same bytes, answers to images of `shape`, height and width.
+    `expected` is how ONNX Runtime answers to images of `shape`, height and width. They are asked only where nothing is
+    in the cache, and `shape` first, which has ONNX Runtime take the same bytes before anybody else does.
     Raises BackendError where MNN is not installed or answers differently.
     """
     library = runtime()
@@ -167,8 +171,8 @@ def _network(folder: Path, verdict: Verdict, threads: int) -> MnnNetwork:
     return MnnNetwork(folder / GRAPH, verdict.sha256, threads)
 
 
-def _write(model: ModelFile, expected: Forward, shape: tuple[int, int], folder: Path) -> None:
-    graph, digest = folder / GRAPH, ""
+def _write(model: ModelFile, expected: Forward, shape: Callable[[], Size], folder: Path) -> None:
+    graph, digest, size = folder / GRAPH, "", shape()
     # A copy of what was checked, where nobody else can change it.
     (folder / MODEL).write_bytes(model.read())
     refused = _convert(folder / MODEL, graph)
@@ -177,7 +181,7 @@ def _write(model: ModelFile, expected: Forward, shape: tuple[int, int], folder: 
     if not refused:
         with opened(folder) as files:
             digest = files.digest(GRAPH)
-        refused = _crash(graph, digest, shape) or _disagreement(MnnNetwork(graph, digest, 1), expected, shape)
+        refused = _crash(graph, digest, size) or _disagreement(MnnNetwork(graph, digest, 1), expected, size)
     if refused:
         graph.unlink(missing_ok=True)
     (folder / VERDICT).write_text(json.dumps(asdict(Verdict(None if refused else digest, refused))))

@@ -1,9 +1,11 @@
 """ONNX Runtime: the CUDA execution provider where there is one, the CPU otherwise; chosen here and reported."""
 
+import importlib.metadata
 import logging
 import os
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,32 +42,18 @@ class OnnxBackend:
     def __init__(
         self, model: ModelFile, threads: int, wide_threads: int = 0, winograd: bool = False, cache: Path | None = None
     ) -> None:
-        import onnxruntime as ort
-
-        if wide_threads <= threads:
-            wide_threads = 0
-        try:
-            with optimized(model, cache) as graph:
-                # No copies: backed by the mapped file. The sessions point to them, so they must live as long.
-                self._weights = {name: ort.OrtValue.ortvalue_from_numpy(view) for name, view in graph.weights.items()}
-                self._narrow = _session_of(graph, self._weights, threads)
-                self._wide = _session_of(graph, self._weights, wide_threads) if wide_threads else None
-        except BundleError:
-            raise
-        except Exception as error:
-            # The runtime raises whatever it likes. Where the model itself is at fault, so does this.
-            logger.warning("%s is optimised at each start: %s", model.path, error)
-            self._narrow = ort.InferenceSession(self_contained(model), _options(threads), providers=[CPU])
-            # A second copy of the weights is not worth it.
-            self._wide, wide_threads = None, 0
+        self._sessions = Sessions(model, threads, wide_threads if wide_threads > threads else 0, cache)
         self._winograd = self._winograd_form(model, threads, cache) if winograd else None
+        if self._winograd is None:
+            # Whatever is wrong with the model, here it shows.
+            self._sessions.make()
         self.placement = Placement(
             "onnx",
             self.device,
             processor().name,
-            f"onnxruntime {ort.__version__}",
+            f"onnxruntime {_version()}",
             threads,
-            wide_threads,
+            self._sessions.wide_threads,
             (mnn.runtime() or "") if self._winograd else "",
         )
         self.plan = Plan(wide_from=1)
@@ -78,21 +66,64 @@ class OnnxBackend:
             except BackendError as error:
                 logger.warning("Winograd's convolutions are not used: %s", error)
                 self._winograd = None
-        if self._wide and alone and plan.wide_from is not None and images >= plan.wide_from:
-            return self._run(self._wide, pixels)
-        return self._run(self._narrow, pixels)
-
-    @staticmethod
-    def _run(session: "ort.InferenceSession", pixels: Pixels) -> Outputs:
-        return Outputs(*session.run(OUTPUTS, {"pixels": pixels}))
+        wide = alone and plan.wide_from is not None and images >= plan.wide_from
+        return self._sessions.run(pixels, wide=wide)
 
     def _winograd_form(self, model: ModelFile, threads: int, cache: Path | None) -> mnn.MnnNetwork | None:
-        _, height, width, _ = self._narrow.get_inputs()[0].shape
         try:
-            return mnn.load(model, threads, partial(self._run, self._narrow), (height, width), cache)
+            return mnn.load(model, threads, self._sessions.run, self._sessions.shape, cache)
         except BackendError as error:
             logger.info("%s: %s", model.path, error)
             return None
+
+
+class Sessions:
+    """A narrow and perhaps a wide session over one graph and one set of weights, made at the first run.
+
+    A process that only ever runs Winograd's convolutions does without ONNX Runtime, which takes 28 MB of it.
+    """
+
+    def __init__(self, model: ModelFile, threads: int, wide_threads: int, cache: Path | None) -> None:
+        self._model = model
+        self._threads = threads
+        self._cache = cache
+        self._narrow: ort.InferenceSession | None = None
+        self._wide: ort.InferenceSession | None = None
+        self.wide_threads = wide_threads
+
+    def make(self) -> "ort.InferenceSession":
+        """The narrow one. Raises BundleError, or whatever ONNX Runtime raises where the model is at fault."""
+        if self._narrow is None:
+            import onnxruntime as ort
+
+            try:
+                with optimized(self._model, self._cache) as graph:
+                    # No copies: backed by the mapped file. The sessions point to them, so they must live as long.
+                    self._weights = {
+                        name: ort.OrtValue.ortvalue_from_numpy(view) for name, view in graph.weights.items()
+                    }
+                    self._narrow = _session_of(graph, self._weights, self._threads)
+                    if self.wide_threads:
+                        self._wide = _session_of(graph, self._weights, self.wide_threads)
+            except BundleError:
+                raise
+            except Exception as error:
+                # The runtime raises whatever it likes. Where the model itself is at fault, so does this.
+                logger.warning("%s is optimised at each start: %s", self._model.path, error)
+                content = self_contained(self._model)
+                self._narrow = ort.InferenceSession(content, _options(self._threads), providers=[CPU])
+                # A second copy of the weights is not worth it.
+                self._wide, self.wide_threads = None, 0
+        return self._narrow
+
+    def run(self, pixels: Pixels, *, wide: bool = False) -> Outputs:
+        session = self.make()
+        return Outputs(*(self._wide if wide and self._wide else session).run(OUTPUTS, {"pixels": pixels}))
+
+    def shape(self) -> tuple[int, int]:
+        """The height and width that the graph takes."""
+        _, height, width, _ = self.make().get_inputs()[0].shape
+        return height, width
 
 
 def load(
@@ -112,10 +143,10 @@ def load(
     """
     # Read as the library is loaded; it would write a device id to the home directory and call its maker.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort
-
     model = model_file(directory, FILE, seal)
-    chosen = choose(device, ort.get_available_providers(), gpu_present())
+    gpu = gpu_present()
+    # On the CPU it always runs.
+    chosen = "cpu" if device == "cpu" or (device == "auto" and not gpu) else choose(device, _available(), gpu)
     if chosen != "cpu":
         from service.backends import onnx_gpu
 
@@ -126,6 +157,20 @@ def load(
                 raise
             logger.warning("the CPU is used: %s", error)
     return OnnxBackend(model, threads, wide_threads, winograd, cache)
+
+
+def _available() -> list[str]:
+    import onnxruntime as ort
+
+    return list(ort.get_available_providers())
+
+
+def _version() -> str:
+    """Of ONNX Runtime, whichever build it is; without loading it."""
+    for build in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(build)
+    raise BackendError("ONNX Runtime is not installed.")
 
 
 def choose(device: Device, available: list[str], gpu: bool) -> Device:
