@@ -19,7 +19,8 @@ class Log:
             raise DataError(
                 "--tensorboard needs tensorboardX: pip install tensorboardX, or leave the option out"
             ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=step)
+        # Files are named by the second, and a killed run may well be resumed within it.
+        self._writer = SummaryWriter(str(folder), purge_step=step, filename_suffix=f".{step}")
 
     def batch(self, step: int, loss: float, rates: list[float]) -> None:
         """The loss of a batch and the learning rate of each group of parameters, by which it was trained on."""

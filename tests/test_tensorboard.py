@@ -54,10 +54,14 @@ def test_a_log_holds_what_it_is_given(tmp_path: Path) -> None:
 
 def test_what_is_done_again_after_a_kill_is_shown_once(tmp_path: Path) -> None:
     """The file of the next process begins by saying from which batch on the earlier ones no longer count."""
-    Log(tmp_path, 0).close()
-    Log(tmp_path, 7).close()
+    first, second = Log(tmp_path, 0), Log(tmp_path, 7)
+    first.batch(6, 2.5, [])
+    first.close()
+    second.batch(7, 1.5, [])
+    second.close()
     starts = [event.step for event in events(tmp_path) if event.session_log.status == 1]
-    assert starts == [7]
+    assert starts == [0, 7]
+    assert scalars(tmp_path) == {"train/loss": [(6, 2.5), (7, 1.5)]}
 
 
 @pytest.mark.slow
