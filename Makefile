@@ -61,14 +61,14 @@ fuzz: $(VENV)/dev ## look for images that the decoder stumbles over: RUNS (10000
 soak: $(VENV)/dev ## good and bad traffic for MINUTES (60); writes memory, descriptors and latency to .cache/soak
 	$(BIN)/python -m tests.abuse.soak --minutes $(MINUTES) $(SOAK)
 
-train: $(VENV)/dev ## train MODEL, any of the zoo, on DATA_DIR (TRAIN='--plot --tensorboard' to watch)
+train: $(VENV)/dev ## train MODEL, any of the zoo, on DATA_DIR (TRAIN='--plot --tensorboard' to watch, TRAIN='--data photos' on your own images)
 	$(BIN)/python -m models.train $(MODEL) $(TRAIN)
 
 summary: $(VENV)/dev ## tell what each layer of MODEL does to an image, and what it costs
 	$(BIN)/python -m models.summary $(MODEL)
 
-export: $(VENV)/dev ## export MODEL as bundle VERSION (the next)
-	$(BIN)/python -m export $(MODEL) $(if $(VERSION),--version $(VERSION))
+export: $(VENV)/dev ## export MODEL as bundle VERSION (the next); EXPORT='--bundles bundles' puts it there
+	$(BIN)/python -m export $(MODEL) $(if $(VERSION),--version $(VERSION)) $(EXPORT)
 
 cpp: $(VENV)/dev ## build the C++ programs into .cache/cpp (docs/cpp.md)
 	cmake -S export/cpp -B .cache/cpp -DPython3_EXECUTABLE=$(abspath $(BIN)/python)

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
 from export.parity import ParityError, run
-from export.promises import PROMISES, Promises
+from export.promises import OWN, PROMISES, carried
 from export.splits import Tested, observe
-from models import MODELS, weights_path
-from models.datasets import DATASETS
 from models.formats import DataError
-from models.networks import load_network
+from models.networks import load_network, names, record, task, weights_of
 from service.backends import onnx as onnx_backend
 from service.errors import BundleError
 from service.settings import BUNDLES
@@ -34,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         return COMMANDS[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("name", choices=names())
     parser.add_argument("--version", type=version, help="the version to write (default: the one after the newest)")
     parser.add_argument("--bundles", type=Path, default=BUNDLES, help=f"where bundles are kept (default: {BUNDLES})")
     parser.add_argument("--weights", type=Path, help="trained weights other than the committed ones")
     arguments = parser.parse_args(argv)
     try:
         wanted = arguments.version or next_version(arguments.bundles, arguments.name)
-        export(arguments.name, wanted, arguments.bundles, arguments.weights or weights_path(arguments.name))
+        export(arguments.name, wanted, arguments.bundles, arguments.weights or weights_of(arguments.name))
     except (ParityError, CalibrationError, BundleError, DataError, FileExistsError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
@@ -54,13 +51,13 @@ def export(name: str, version: str, bundles: Path, weights: Path) -> Path:
     """
     destination = bundles / name / version
     check_new(destination)
-    recipe, promises = MODELS[name], PROMISES.get(name, Promises())
-    spec, labels = DATASETS[recipe.dataset].input, list(DATASETS[recipe.dataset].labels)
-
-    net = load_network(recipe.build(), weights)
-    training = json.loads(weights.with_suffix(".json").read_text())
+    learnt = task(name)
+    spec, labels = learnt.spec, list(learnt.labels)
+    net = load_network(learnt.recipe.build(), weights)
+    training = record(learnt, weights)
     print("running the network over images it has not seen")
-    seen = observe(net, recipe.dataset)
+    seen = observe(net, learnt)
+    promises = carried(PROMISES.get(name, OWN), len(seen.held.conformal.labels), "images")
     fitted = fit(seen.held, promises)
     strange = fit_strangeness(net, promises.ood, seen.training, seen.conformal)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from export import gates, strangeness
-from export.conformal import risk_control
+from export.conformal import least_risk
 from export.gates import CalibrationError, CalibratorError, Verdict
 from export.graph import Answering
 from export.promises import Promises
@@ -137,9 +137,9 @@ def _conformal(p: Floats, labels: Labels, promises: Promises) -> list[Conformal]
 
 
 def _abstention(p: Floats, labels: Labels, promises: Promises) -> Abstention:
-    found = risk_control(p.max(1), p.argmax(1) == labels, promises.risk, DELTA)
+    risk, found = least_risk(p.max(1), p.argmax(1) == labels, (promises.risk, *promises.risks), DELTA)
     return Abstention(
-        risk=promises.risk,
+        risk=risk,
         threshold=found.threshold,
         delta=DELTA,
         coverage=found.coverage,

@@ -1,5 +1,6 @@
 """What prediction sets and abstention promise, and with what certainty. service.calibration fits the sets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from service.calibration import Bools, Floats
 
 # 2 in 1,000 sound thresholds fall outside the bounds of their coverage.
 LEVEL = 0.998
+# Of the images, so many are to be answered where a greater risk may be promised instead.
+ANSWERED = 0.5
 # Shares of images to answer that are tried, without a look at the labels.
 COVERAGES = (
     1,
@@ -79,6 +82,21 @@ def risk_control(confidences: Floats, correct: Bools, risk: float, delta: float)
         if bound <= risk:
             return Risk(float(threshold), float(answered.mean()), bound)
     raise RiskError(_unreachable(len(confidences), risk, share))
+
+
+def least_risk(confidences: Floats, correct: Bools, risks: Sequence[float], delta: float) -> tuple[float, Risk]:
+    """The first of these risks that can be kept while half of the images or more are answered; else the last.
+
+    That one may be chosen by what is found, for all bounds of `risk_control` hold together. Raises RiskError.
+    """
+    for risk in risks[:-1]:
+        try:
+            found = risk_control(confidences, correct, risk, delta)
+        except RiskError:
+            continue
+        if found.coverage >= ANSWERED:
+            return risk, found
+    return risks[-1], risk_control(confidences, correct, risks[-1], delta)
 
 
 def binomial_bound(errors: int, n: int, delta: float) -> float:

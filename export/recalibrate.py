@@ -7,7 +7,6 @@ take it at the next start, or at once by `kill -HUP` of the service, which loses
 
 import argparse
 import hashlib
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +21,10 @@ from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
 from export.parity import ParityError, reference
-from export.promises import PROMISES, Promises
+from export.promises import OWN, PROMISES, Promises, carried
 from export.splits import HeldOut, Split, Tested
-from models import MODELS, weights_path
 from models.formats import DataError
-from models.networks import load_network
+from models.networks import load_network, names, untrained, weights_of
 from service import bundle, stores
 from service.audit import GRAPH, probes
 from service.backends import onnx as onnx_backend
@@ -51,7 +49,7 @@ COMPARED = 64
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export recalibrate", description=__doc__)
-    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("name", choices=names())
     parser.add_argument("--version", type=version, help="the version to write (default: the one after the newest)")
     parser.add_argument("--bundles", type=Path, default=BUNDLES, help=f"where bundles are kept (default: {BUNDLES})")
     parser.add_argument("--weights", type=Path, help="the network's weights other than the committed ones")
@@ -63,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         url = given.feedback or Settings.from_environment().feedback
         found = bundle.discover(given.bundles, (given.name,))[given.name]
         wanted = Wanted(given.version or next_version(given.bundles, given.name), given.risk, given.vector)
-        recalibrate(found, given.weights or weights_path(given.name), stores.read(url, given.name), wanted)
+        recalibrate(found, given.weights or weights_of(given.name), stores.read(url, given.name), wanted)
     except (CalibrationError, ParityError, BundleError, DataError, StoreError, SettingError, FileExistsError) as error:
         print(f"recalibrate: {error}", file=sys.stderr)
         return 1
@@ -89,8 +87,8 @@ class Wanted:
     vector: bool = False
 
     def of(self, promises: Promises) -> Promises:
-        risk = promises.risk if self.risk is None else self.risk
-        return replace(promises, risk=risk, opt_in=promises.opt_in | ({"vector"} if self.vector else set()))
+        promises = replace(promises, opt_in=promises.opt_in | ({"vector"} if self.vector else set()))
+        return promises if self.risk is None else replace(promises, risk=self.risk, risks=())
 
 
 def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted: Wanted) -> Path:
@@ -102,10 +100,11 @@ def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted:
     destination = found.directory.parent / wanted.version
     check_new(destination)
     held = split(labelled, served.id)
-    fitted = fit(held, _offered(wanted.of(PROMISES.get(name, Promises())), held.conformal))
+    promises = wanted.of(PROMISES.get(name, OWN))
+    fitted = fit(held, carried(promises, len(held.conformal.labels), "labels"))
     _tell(held.eval, served, fitted)
 
-    net = load_network(MODELS[name].build(), weights)
+    net = load_network(untrained(name), weights)
     graph = CalibratedGraph(net, found.manifest.input, fitted.answering(_strangeness(found, served))).eval()
     pixels = _pixels(found)
     _check_same(graph, found, pixels)
@@ -145,15 +144,6 @@ def _calibration_of(found: Bundle) -> Calibration:
     if found.calibration is None:
         raise CalibrationError(f"{found.directory} was never calibrated; export it with python -m export")
     return found.calibration
-
-
-def _offered(promises: Promises, conformal: Split) -> Promises:
-    """Without the coverages that so few images cannot carry."""
-    n = len(conformal.labels)
-    carried = tuple(alpha for alpha in promises.alphas if math.ceil((n + 1) * (1 - alpha)) <= n)
-    for alpha in (alpha for alpha in promises.alphas if alpha not in carried):
-        print(f"coverage {1 - alpha:g} is not offered any more: that takes {math.ceil(1 / alpha) - 1} labels, not {n}")
-    return replace(promises, alphas=carried or promises.alphas)
 
 
 def _strangeness(found: Bundle, served: Calibration) -> Strangeness:

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from export.strangeness import Array, Seen
-from models.datasets import Dataset, Indices, indices_digest, load, normalise, pixels, splits
+from models.datasets import indices_digest, standardise
 from models.evaluate import features_and_logits
 from models.network import Network
+from models.task import Task
 from service.calibration import Labels
 from service.documents import SplitRecord
-from service.images import Pixels
+from service.images import InputSpec, Pixels
 
 # Training images by which a network's way of seeing is known.
 SEEN_IMAGES = 10_000
@@ -60,26 +61,22 @@ class Observed:
     test_pixels: Pixels
 
 
-def observe(net: Network, dataset: str) -> Observed:
+def observe(net: Network, task: Task) -> Observed:
     """Run the network over every image it was not trained on, and over some it was."""
-    data, split = load(dataset), splits(dataset)
-    fit, conformal = (_seen(net, data, indices) for indices in (split.fit, split.conformal))
-    chosen = split.train[np.linspace(0, len(split.train) - 1, SEEN_IMAGES).astype(int)]
-    test_pixels = pixels(dataset, data.test_images)
-    test = _run(net, dataset, test_pixels)
-    digests, labels = split.digests(), data.train_labels
+    fit, conformal, test = (task.part(split) for split in ("fit", "conformal", "test"))
+    training = _run(net, task.spec, task.part("train").some(SEEN_IMAGES).pixels())
+    thresholds = _run(net, task.spec, conformal.pixels())
+    test_pixels = test.pixels()
+    # Of a data set of the zoo all of the published test images.
+    of_test = task.digests.get("test") or indices_digest(np.arange(len(test.labels)))
     held = HeldOut(
-        Split(fit.logits, labels[split.fit], digests["fit"]),
-        Split(conformal.logits, labels[split.conformal], digests["conformal"]),
-        Split(test.logits, data.test_labels, indices_digest(np.arange(len(data.test_images)))),
+        Split(_run(net, task.spec, fit.pixels()).logits, fit.labels, task.digests["fit"]),
+        Split(thresholds.logits, conformal.labels, task.digests["conformal"]),
+        Split(_run(net, task.spec, test_pixels).logits, test.labels, of_test),
     )
-    return Observed(held, _seen(net, data, chosen), conformal, test_pixels)
+    return Observed(held, training, thresholds, test_pixels)
 
 
-def _seen(net: Network, data: Dataset, indices: Indices) -> Seen:
-    return _run(net, data.name, pixels(data.name, data.train_images[indices]))
-
-
-def _run(net: Network, dataset: str, fed: Pixels) -> Seen:
-    features, logits = features_and_logits(net, normalise(dataset, fed), torch.device("cpu"))
+def _run(net: Network, spec: InputSpec, fed: Pixels) -> Seen:
+    features, logits = features_and_logits(net, standardise(spec, fed), torch.device("cpu"))
     return Seen(features.numpy(), logits.numpy())

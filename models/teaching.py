@@ -30,11 +30,12 @@ LOOKS = 250
 class Plan:
     """How a recipe is followed this time.
 
+    epochs: None for as many as the recipe says.
     patience: epochs without a better one after which training ends, with the weights of the best; None: never.
     checkpoint_s: seconds between checkpoints within an epoch. plot, tensorboard: draw pictures, write a log.
     """
 
-    epochs: int
+    epochs: int | None = None
     seed: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009  a value, not a thing that changes
     precision: Choice = "auto"
@@ -66,7 +67,9 @@ class Teaching:
 
 def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     """Train, write checkpoints, and at last what is kept: weights and record, or the record alone. Raises DataError."""
-    recipe, place = task.recipe, RUNS / task.name / f"seed{plan.seed}-epochs{plan.epochs}"
+    recipe = task.recipe
+    epochs = plan.epochs or recipe.epochs
+    place = RUNS / task.name / f"seed{plan.seed}-epochs{epochs}"
 
     # Data.
     training, held_out = task.images("train"), task.images("fit")
@@ -79,7 +82,7 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     net.to(plan.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # Optimisers.
-    schedule = Schedule(plan.epochs, len(training.images) // recipe.batch_size, recipe.batch_size)
+    schedule = Schedule(epochs, len(training.images) // recipe.batch_size, recipe.batch_size)
     run = Run(net, recipe.optimizers(net, schedule))
 
     # Training.
@@ -90,7 +93,7 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     checkpoint.restore(run)
     if plan.tensorboard:
         teaching.log = Log(place, teaching.step)
-    while run.progress.epoch < plan.epochs and not _stopped(teaching):
+    while run.progress.epoch < epochs and not _stopped(teaching):
         loss = _epoch(teaching)
         held = score(net, held_out.images, held_out.labels, plan.device)
         _conclude(teaching, loss, held)
@@ -192,15 +195,13 @@ def _figures(teaching: Teaching) -> dict[str, str]:
 
 def _conclude(teaching: Teaching, loss: float, held: Score) -> None:
     """Of an epoch: note its figures, keep its weights if they are the best, and tell."""
-    run, progress = teaching.run, teaching.run.progress
+    run, progress, epochs = teaching.run, teaching.run.progress, teaching.schedule.epochs
     progress.history.append({"loss": loss, "accuracy": held.accuracy, "nll": held.nll})
     progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
     if teaching.plan.patience and best_epoch(progress.history) == progress.epoch:
         run.keep_best()
-    left = progress.seconds / progress.epoch * (teaching.plan.epochs - progress.epoch)
-    tqdm.write(
-        f"epoch {progress.epoch}/{teaching.plan.epochs}  loss {loss:.4f}  held-out {held}  {left / 60:.1f} minutes left"
-    )
+    left = progress.seconds / progress.epoch * (epochs - progress.epoch)
+    tqdm.write(f"epoch {progress.epoch}/{epochs}  loss {loss:.4f}  held-out {held}  {left / 60:.1f} minutes left")
     if teaching.log:
         teaching.log.epoch(teaching.step - 1, progress)
 
@@ -243,17 +244,18 @@ def _identity(task: Task, plan: Plan, schedule: Schedule, numbers: Precision) ->
     return {
         "network": task.name,
         "seed": plan.seed,
-        "epochs": plan.epochs,
+        "epochs": schedule.epochs,
         "images in a batch": schedule.batch_size,
         "patience": plan.patience,
         "precision": numbers,
         "images": task.digests,
+        **({"terms": list(task.terms)} if task.terms else {}),
     }
 
 
 def _record(task: Task, teaching: Teaching, command: list[str], result: Score) -> dict[str, Any]:
     plan, progress = teaching.plan, teaching.run.progress
-    given = [*command, "--seed", str(plan.seed), "--epochs", str(plan.epochs)]
+    given = [*command, "--seed", str(plan.seed), "--epochs", str(teaching.schedule.epochs)]
     stopping: dict[str, Any] = {}
     if plan.patience:
         given += ["--patience", str(plan.patience)]
@@ -265,7 +267,7 @@ def _record(task: Task, teaching: Teaching, command: list[str], result: Score) -
         "dataset": task.dataset,
         "splits": task.digests,
         "seed": plan.seed,
-        "epochs": plan.epochs,
+        "epochs": teaching.schedule.epochs,
         **stopping,
         "precision": teaching.precision,
         "minutes": round(progress.seconds / 60, 1),

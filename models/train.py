@@ -1,22 +1,30 @@
-"""Train a network of the zoo: `python -m models.train <name>`. Interrupt it at any time; the same command resumes.
+"""Train a network of the zoo, `python -m models.train <name>`, or one on images of your own, with `--data`.
 
+Interrupt it at any time; the same command resumes.
 A run that was killed, wherever that was, ends in the same weights as an uninterrupted one: on the CPU bit for bit, with
 as many threads.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
-from models import MODELS, arguments, record_path, weights_path
+from models import MODELS, arguments, own, record_path, weights_path
 from models.formats import DataError
+from models.own import Wish
 from models.task import zoo
 from models.teaching import RUNS, Plan, teach
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = _parser().parse_args(argv)
+    parser = _parser()
+    given = parser.parse_args(argv)
+    _check(parser, given)
     try:
-        train(given.name, _plan(given), record_only=given.record_only)
+        if given.data is None:
+            train(given.name, _plan(given), record_only=given.record_only)
+        else:
+            train_own(given.name, Wish(given.data, given.start, given.size, not given.no_mirror), _plan(given))
     except DataError as error:
         print(f"models.train: {error}", file=sys.stderr)
         return 1
@@ -38,10 +46,28 @@ def train(name: str, plan: Plan, *, record_only: bool = False) -> None:
         teach(zoo(name), plan, command, weights_path(name))
 
 
+def train_own(name: str, wish: Wish, plan: Plan) -> None:
+    """Train on somebody's own images; the weights and a record of the run go to runs/<name>. Raises DataError."""
+    task = own.begin(name, wish)
+    # Where the images are is nobody's business but their owner's: the record becomes part of a bundle.
+    command = ["python", "-m", "models.train", name, "--data", wish.data.name, *wish.terms]
+    teach(task, plan, command, own.weights_of(name))
+
+
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Exits with a message where options do not go together."""
+    if given.data is None and given.name not in MODELS:
+        parser.error(f"{given.name!r} is not one of {', '.join(sorted(MODELS))}; images of your own come with --data")
+    if given.data is None and (given.start or given.size != Wish.size or given.no_mirror):
+        parser.error("--from, --size and --no-mirror go with --data")
+    if given.data is not None and given.record_only:
+        parser.error("--record-only is for the zoo, and --data for your own images")
+
+
 def _plan(given: argparse.Namespace) -> Plan:
     return Plan(
         seed=given.seed,
-        epochs=given.epochs or MODELS[given.name].epochs,
+        epochs=given.epochs,
         device=given.device,
         precision=given.precision,
         patience=given.patience,
@@ -53,7 +79,24 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
-    parser.add_argument("name", choices=sorted(MODELS))
+    parser.add_argument("name", help=f"{', '.join(sorted(MODELS))}; with --data what yours is to be called")
+    parser.add_argument(
+        "--data", type=Path, help="your images: a folder with one for each class, or a CSV of path,label"
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        choices=sorted(MODELS),
+        help="fine-tune this network of the zoo, its last layer first (default: train a small one from scratch)",
+    )
+    parser.add_argument(
+        "--size",
+        type=arguments.positive,
+        default=Wish.size,
+        metavar="PIXELS",
+        help="a side of what the network is fed (default: %(default)s)",
+    )
+    parser.add_argument("--no-mirror", action="store_true", help="a mirror image is of no class, or of another")
     parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--epochs", type=arguments.positive, help="train for longer or shorter than the recipe says")
     parser.add_argument(

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from models import train
 from models.network import Network
 from models.progress import Stepped
 from models.recipe import Recipe, Schedule
-from models.task import Split, Task
+from models.task import Part, Split, Task
 from service.images import InputSpec
 
 SPEC = InputSpec("photo", 8, 8, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -63,12 +62,12 @@ def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generato
 RECIPE = Recipe("noise", Little, optimizers, augment, epochs=EPOCHS, batch_size=BATCH)
 
 
-def part(split: Split) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+def part(split: Split) -> Part:
+    """Noise, the brighter the higher the class."""
     rng = np.random.default_rng(list(SIZES).index(split))
     labels = np.arange(SIZES[split]) % len(LABELS)
-    return rng.integers(0, 156, (SIZES[split], 8, 8, 3), np.uint8) + (50 * labels[:, None, None, None]).astype(
-        np.uint8
-    ), labels
+    brightness = (50 * labels).astype(np.uint8)
+    return Part(rng.integers(0, 156, (SIZES[split], 8, 8, 3), np.uint8) + brightness[:, None, None, None], labels)
 
 
 def task(recipe: Recipe = RECIPE) -> Task:

@@ -7,7 +7,7 @@ from mapie.classification import SplitConformalClassifier
 from scipy.stats import binom, binomtest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from export.conformal import COVERAGES, RiskError, binomial_bound, coverage_bounds, risk_control
+from export.conformal import COVERAGES, RiskError, binomial_bound, coverage_bounds, least_risk, risk_control
 from service.calibration import Bools, Floats, Labels, lac_threshold, softmax
 from tests.draws import draw, exaggerated
 
@@ -172,3 +172,42 @@ def test_equal_confidences_are_answered_together() -> None:
     labels = draw(np.tile([0.9, 0.1], (2000, 1)), np.random.default_rng(0))
     with pytest.raises(RiskError):
         risk_control(np.full(2000, 0.9), labels == 0, risk=0.02, delta=0.05)
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "risks", "promised"),
+    [
+        (1000, 0, (0.02, 0.05, 0.1), 0.02),
+        (200, 0, (0.02, 0.05, 0.1), 0.05),
+        (1000, 90, (0.02, 0.05, 0.1, 0.2), 0.2),
+        (30, 0, (0.02, 0.05, 0.1), None),
+        (1000, 0, (0.02,), 0.02),
+    ],
+)
+def test_the_least_risk_that_can_be_kept_is_promised(
+    n: int, wrong: int, risks: tuple[float, ...], promised: float | None
+) -> None:
+    """Where errors are among the surest images as among all, abstaining does not help; too few images can keep none."""
+    confidences = np.random.default_rng(0).permutation(n) / n
+    correct = np.random.default_rng(1).permutation(n) >= wrong
+    if promised is None:
+        with pytest.raises(RiskError, match="takes 57 answers without an error"):
+            least_risk(confidences, correct, risks, 0.05)
+        return
+    risk, found = least_risk(confidences, correct, risks, 0.05)
+    assert risk == promised
+    assert found.bound <= risk
+    assert found.coverage >= 0.5
+    assert found == risk_control(confidences, correct, risk, 0.05)
+
+
+def test_a_risk_that_leaves_few_images_gives_way_to_a_greater_one() -> None:
+    """Kept among a third of the images alone, 2 % is no use to anybody; where there is no greater one, it is taken."""
+    confidences = np.arange(1500) / 1500
+    correct = (confidences > 0.7) | (np.arange(1500) % 10 > 0)
+    alone, few = least_risk(confidences, correct, (0.02,), 0.05)
+    assert alone == 0.02
+    assert few.coverage < 0.5
+    risk, found = least_risk(confidences, correct, (0.02, 0.1), 0.05)
+    assert risk == 0.1
+    assert found.coverage >= 0.5
