@@ -47,6 +47,7 @@ class CifarCNN(Network):
 
 
 CIFAR_CNN = Recipe(
+    source="Udacity 2018",
     dataset="cifar10",
     build=CifarCNN,
     optimizers=one_cycle(3e-3, weight_decay=0.05),

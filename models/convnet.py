@@ -95,10 +95,11 @@ def _hidden(widths: list[int]) -> Iterator[nn.Module]:
 
 
 SMALLEST = Recipe(
+    source="Karpathy 2015 (CS231n)",
     dataset="cifar10",
     build=convnet(Pattern((Stage((12,)),))),
     optimizers=one_cycle(5e-3),
     augment=mirrored_and_shifted(2),
-    epochs=15,
+    epochs=10,
     batch_size=125,
 )

@@ -111,6 +111,7 @@ def _inked(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 DIGITS = Recipe(
+    source="after Simonyan & Zisserman 2015",
     dataset="mnist",
     build=DigitVGG,
     optimizers=optimizers,

@@ -72,6 +72,7 @@ def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generato
 
 
 LENET5 = Recipe(
+    source="LeCun et al. 1998",
     dataset="mnist",
     build=LeNet5,
     optimizers=optimizers,

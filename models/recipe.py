@@ -58,6 +58,7 @@ class Recipe:
 
     prepare: sets what the data decides, from the normalised training images (N, 3, H, W), before the first step.
     bf16: train under autocast; the weights stay float32.
+    source: who published the network, and when; every network of the zoo has one.
     """
 
     dataset: str
@@ -70,3 +71,4 @@ class Recipe:
     label_smoothing: float = 0.0
     strangers: Strangers | None = None
     bf16: bool = False
+    source: str = ""

@@ -38,7 +38,8 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
-    return f"{torch.get_num_threads()} cores of {next(models, platform.processor() or platform.machine())}"
+    cores = torch.get_num_threads()
+    return f"{cores} core{'s' * (cores > 1)} of {next(models, platform.processor() or platform.machine())}"
 
 
 def _cpuinfo() -> list[str]:

@@ -58,6 +58,7 @@ class Halving(nn.Module):
 
 
 SIMPLE_CNN = Recipe(
+    source="Howard & Gugger 2020, ch. 13",
     dataset="mnist",
     build=SimpleCNN,
     optimizers=one_cycle(0.06),

@@ -49,6 +49,7 @@ def _halving(channels: int, width: int) -> nn.Conv2d:
 
 
 THREES_OR_SEVENS = Recipe(
+    source="Howard & Gugger 2020, ch. 13",
     dataset="mnist_3_7",
     build=ThreesOrSevens,
     optimizers=one_cycle(0.01),

@@ -44,6 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 CIFAR10_LARGE = Recipe(
+    source="after Jordan 2024 (airbench96)",
     dataset="cifar10",
     build=lambda: WhitenedVGG(WIDTHS, ResidualBlock),
     prepare=whiten,

@@ -176,6 +176,7 @@ def _first_side(order: Tensor) -> Tensor:
 
 
 CIFAR10 = Recipe(
+    source="after Jordan 2024 (airbench94)",
     dataset="cifar10",
     build=WhitenedVGG,
     prepare=whiten,

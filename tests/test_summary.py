@@ -164,6 +164,16 @@ def test_a_shortcut_keeps_the_wider_field() -> None:
     assert top.field == Field((36, 36), (0, 0))
 
 
+def test_a_layer_used_again_brings_no_parameters() -> None:
+    """It costs as much as before, sees further, and its parameters are listed where they come first."""
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    net = Stack(conv, conv, width=3 * 1024)
+    once, again, top = lines(net)
+    assert (once.name, once.looks, once.parameters, once.macs) == (again.name, 1, 84, again.macs)
+    assert (again.parameters, once.field.size, again.field.size) == (0, (3, 3), (5, 5))
+    assert once.parameters + top.parameters == parameters(net)
+
+
 def test_a_global_pool_sees_all() -> None:
     """Its window is the image; a pool to more than one place has no one window."""
     pool, top = lines(Stack(nn.AdaptiveAvgPool2d(1), width=3))
