@@ -26,7 +26,7 @@ SBOM ?= .cache/sbom
 LOCKS := serve serve-gpu signing oidc postgres dev torch oracles
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format fuzz soak train summary export cpp cards shift sign load bench image image-test image-abuse lock sbom clean
+.PHONY: help serve test test-fast check format fuzz soak train summary export cpp cards zoo shift sign load bench image image-test image-abuse lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ cards: $(VENV)/dev ## write the model cards of the newest bundles anew, with the
 
 sign: $(VENV)/dev ## sign bundle VERSION (the newest) of MODEL with KEY, a private key in PEM form
 	$(BIN)/python -m export sign models/bundles/$(MODEL)/$(or $(VERSION),$(shell ls models/bundles/$(MODEL) | sort -V | tail -1)) --key $(KEY)
+
+zoo: $(VENV)/dev ## compare all networks: measures what is new and writes the table in README.md
+	$(BIN)/python -m export zoo
 
 shift: $(VENV)/dev ## measure MODEL on corrupted images and on others than its own; writes docs/shift (SHIFT='--images 500' for fewer)
 	$(BIN)/python -m export shift $(MODEL) $(SHIFT)

@@ -1,14 +1,15 @@
 """Export a trained network as a bundle: `python -m export <model>`. Nothing is written unless every form agrees.
 
 `python -m export sign` signs one; `python -m export recalibrate` calibrates one anew, by labels of its answers;
-`python -m export shift` measures one beyond its distribution; `python -m export cards` writes model cards anew.
+`python -m export shift` measures one beyond its distribution; `python -m export cards` writes model cards anew;
+`python -m export zoo` compares all networks.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from export import cards, recalibrate, shift, sign
+from export import cards, recalibrate, shift, sign, zoo
 from export.bundles import check_new, next_version, version, write
 from export.calibrate import fit, fit_strangeness
 from export.documents import Export
@@ -23,7 +24,13 @@ from service.backends import onnx as onnx_backend
 from service.errors import BundleError
 from service.settings import BUNDLES
 
-COMMANDS = {"cards": cards.main, "recalibrate": recalibrate.main, "shift": shift.main, "sign": sign.main}
+COMMANDS = {
+    "cards": cards.main,
+    "recalibrate": recalibrate.main,
+    "shift": shift.main,
+    "sign": sign.main,
+    "zoo": zoo.main,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,10 +5,23 @@ from collections.abc import Sequence
 ABSENT = "–"
 
 
+class PageError(Exception):
+    """A page that has no place for what belongs there; tells what is missing."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; a bar or a line break in a cell does not end it."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def placed(page: str, subject: str, begin: str, end: str, text: str) -> str:
+    """The page with the text between the two lines. Raises PageError."""
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise PageError(f"there is no place for {subject}: put the lines {begin} and {end} where its figures belong")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def _cell(text: str) -> str:

@@ -14,10 +14,11 @@ import onnxruntime
 import pytest
 
 from export import shift
+from export.markdown import PageError
 from export.shift.answers import Answers, Kept
 from export.shift.conditions import CLEAN, Condition, conditions, spread
 from export.shift.figures import Detection, Figures, Report, Subject, mean
-from export.shift.page import PageError, placed, text
+from export.shift.page import placed, text
 from export.shift.plot import svg
 from models import MODELS
 from models.corruptions import CORRUPTIONS

@@ -16,10 +16,11 @@ from typing import Any
 import onnxruntime
 from tqdm import tqdm
 
+from export.markdown import PageError
 from export.shift.answers import Answers, Kept
 from export.shift.conditions import CLEAN, Conditions, conditions
 from export.shift.figures import Detection, Figures, Report, Subject
-from export.shift.page import PageError, placed, text
+from export.shift.page import placed, text
 from export.shift.plot import svg
 from models import MODELS
 from models.formats import DataError

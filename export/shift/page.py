@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from export import markdown
 from export.shift.figures import Figures, Report, mean
 
 BEGIN, END = "<!-- {}: written by make shift -->", "<!-- {}: end -->"
@@ -17,18 +18,9 @@ NAMES = {
 }
 
 
-class PageError(Exception):
-    """A page that has no place for the figures; tells what is missing."""
-
-
 def placed(page: str, model: str, text: str) -> str:
     """The page with the text between the model's markers. Raises PageError."""
-    begin, end = BEGIN.format(model), END.format(model)
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise PageError(f"there is no place for {model}: put the lines {begin} and {end} where its figures belong")
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    return markdown.placed(page, model, BEGIN.format(model), END.format(model), text)
 
 
 def text(report: Report) -> str:
