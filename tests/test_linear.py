@@ -82,7 +82,7 @@ def test_a_maximum_goes_back_to_where_it_was_taken(seed: int, window: dict[str, 
 
 def test_a_border_that_the_runtime_puts_elsewhere_is_not_gone_through() -> None:
     """So that a graph with one is explained otherwise."""
-    holes = {"kernel_shape": (2, 2), "dilations": (2, 2), "auto_pad": "SAME_LOWER"}
+    holes: dict[str, Any] = {"kernel_shape": (2, 2), "dilations": (2, 2), "auto_pad": "SAME_LOWER"}
     call = ran("MaxPool", {"x": noise(0, 2, 3, 8, 9)}, **holes)
     assert RULES["MaxPool"](call, np.ones(call.made.shape)) is None
 
