@@ -2,14 +2,14 @@
 
 `python -m export sign` signs one; `python -m export recalibrate` calibrates one anew, by labels of its answers;
 `python -m export shift` measures one beyond its distribution; `python -m export cards` writes model cards anew;
-`python -m export zoo` compares all networks.
+`python -m export zoo` compares all networks; `python -m export variant` makes one smaller or faster.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from export import cards, recalibrate, shift, sign, zoo
+from export import cards, recalibrate, shift, sign, variant, zoo
 from export.bundles import check_new, next_version, version, write
 from export.calibrate import fit, fit_strangeness
 from export.documents import Export
@@ -29,6 +29,7 @@ COMMANDS = {
     "recalibrate": recalibrate.main,
     "shift": shift.main,
     "sign": sign.main,
+    "variant": variant.main,
     "zoo": zoo.main,
 }
 

@@ -4,6 +4,7 @@ import argparse
 import secrets
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from export import onnx, torchscript
@@ -30,16 +31,21 @@ def write(
 
     The forms must agree with the graph on `pixels`. `describe` is given the folder in which they lie by then.
     """
+    return stage(destination, partial(_write_forms, graph, spec, pixels), describe)
+
+
+def stage(destination: Path, write_forms: Callable[[Path], None], describe: Callable[[Path], Export]) -> Path:
+    """Have the forms written into a folder, then what is to be said of them, and only then call it `destination`.
+
+    Raises BundleError, FileExistsError, or what the two raise.
+    """
     check_new(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     staging = destination.parent / f".{destination.name}-{secrets.token_hex(4)}"
     try:
         # Made in here, or Ctrl-C might come before anybody would remove it.
         staging.mkdir(0o700)
-        for form, (write_form, backend) in FORMS.items():
-            write_form(graph, spec, staging / backend.FILE)
-            worst = verify(graph, backend.load(staging, "cpu", available_cores()), pixels, form)
-            print(f"{form}: {len(pixels):,} images agree, logits within {worst:.1e}")
+        write_forms(staging)
         write_documents(staging, describe(staging))
         bundle.load(staging)
         staging.chmod(0o755)
@@ -49,6 +55,13 @@ def write(
     print(f"wrote {destination}")
     _tune(bundle.load(destination))
     return destination
+
+
+def _write_forms(graph: CalibratedGraph, spec: InputSpec, pixels: Pixels, folder: Path) -> None:
+    for form, (write_form, backend) in FORMS.items():
+        write_form(graph, spec, folder / backend.FILE)
+        worst = verify(graph, backend.load(folder, "cpu", available_cores()), pixels, form)
+        print(f"{form}: {len(pixels):,} images agree, logits within {worst:.1e}")
 
 
 def next_version(bundles: Path, name: str) -> str:
@@ -78,8 +91,10 @@ def _tune(found: bundle.Bundle) -> None:
     # nobody vouches yet for a bundle that was made this moment.
     settings = Settings()
     threads, wide_threads = settings.thread_count, tuning.wide_threads(settings)
+    winograd = settings.winograd and found.manifest.variant is None
     backends = [
-        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads, winograd=settings.winograd)
+        backend.load(found.directory, "cpu", threads, wide_threads=wide_threads, winograd=winograd)
         for _, backend in FORMS.values()
+        if backend.FILE in found.manifest.files
     ]
     print(tuning.table(tuning.tune(found, backends)))

@@ -18,7 +18,7 @@ from service.audit import TEST_VECTORS, calibration_id, preprocessing_digest
 from service.backends import onnx as onnx_backend
 from service.bundle import CALIBRATION, MANIFEST, digest
 from service.calibration import softmax
-from service.documents import Calibration, CalibrationInput, Gate, Manifest, Method, Ood, TestVector
+from service.documents import Calibration, CalibrationInput, Gate, Manifest, Method, Ood, TestVector, Variant
 from service.documents import Selection as Selected
 from service.images import InputSpec
 
@@ -41,6 +41,7 @@ class Export:
     fitted: Fitted
     ood: Ood
     training: dict[str, Any]
+    variant: Variant | None = None
 
 
 def write_documents(directory: Path, export: Export) -> None:
@@ -56,6 +57,7 @@ def write_documents(directory: Path, export: Export) -> None:
         files={path.name: digest(path) for path in sorted(directory.iterdir())},
         training={key: value for key, value in export.training.items() if key != "history"},
         created_by=_versions(),
+        variant=export.variant,
     )
     made = made_of(directory, manifest, calibration)
     for name, content in made.items():

@@ -25,12 +25,15 @@ POSITIVE = ("temperature", "a", "b", "weights")
 TEMPERATURES = (0.05, 20.0)
 # Confidences closer together than this say the same about every image.
 LEAST_SPREAD = 1e-6
+# Of a variant, against what it was made from.
+ACCURACY_LOSS = 0.003
 GATED = ("ece_15", "classwise_ece_15")
 REMEDIES = {
     "nll": "record the method as identity, or fit on more images",
     "brier": "record the method as identity, or fit on more images",
     "ece_15": "fit on more images or let another method be chosen; see that both splits are drawn alike",
     "classwise_ece_15": "fit on more images or opt into vector scaling; see that both splits are drawn alike",
+    "accuracy_loss": "serve the network as it was trained: this one does not bear so few bits",
     "argmax": "use a method of KEEPS_ORDER, or opt into one that may change answers",
 }
 
@@ -118,6 +121,13 @@ def argmax_kept(method: str, logits: Floats, calibrated: Floats) -> Verdict:
     changed = int((best < calibrated.max(1)).sum())
     bound = 0.0 if method in KEEPS_ORDER else float("inf")
     return _verdict("argmax", float(changed), bound, f"{changed} of {len(logits)} answers changed by {method}")
+
+
+def accuracy_kept(before: float, after: float) -> Verdict:
+    """Gate 5, of variants: on the same images, the accuracy is at most 0.3 points lower than before."""
+    return _verdict(
+        "accuracy_loss", round(before - after, 9), ACCURACY_LOSS, f"the accuracy went from {before:.2%} to {after:.2%}"
+    )
 
 
 def check_parameters(params: Params) -> None:

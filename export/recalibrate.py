@@ -16,26 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from export.bundles import check_new, next_version, version, write
-from export.calibrate import Fitted, Strangeness, fit
+from export.calibrate import Fitted, fit
 from export.documents import Export
 from export.gates import CalibrationError
 from export.graph import CalibratedGraph
-from export.parity import ParityError, reference
+from export.original import calibration_of, compared, network_of, strangeness_of
+from export.parity import ParityError
 from export.promises import OWN, PROMISES, Promises, carried
 from export.splits import HeldOut, Split, Tested
 from models.formats import DataError
-from models.networks import load_network, names, untrained, weights_of
+from models.networks import names, weights_of
 from service import bundle, stores
-from service.audit import GRAPH, probes
-from service.backends import onnx as onnx_backend
-from service.backends.agreement import LOGIT_TOLERANCE
-from service.backends.initializers import initializers
 from service.bundle import Bundle
 from service.calibration import expected_calibration_error
 from service.calibrators import probabilities
 from service.documents import Calibration
 from service.errors import BundleError, SettingError
-from service.images import Pixels
 from service.settings import BUNDLES, Settings
 from service.stores import LabelledAnswers, StoreError
 
@@ -43,8 +39,6 @@ from service.stores import LabelledAnswers, StoreError
 SHARES = (0.4, 0.3)
 # With fewer the gates could not tell a good calibration from a bad one.
 LEAST = 200
-# Noise, beside the probes, on which the weights must answer as the bundle does.
-COMPARED = 64
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +90,7 @@ def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted:
 
     Raises CalibrationError where there are too few labels or a gate fails, and what export.bundles.write raises.
     """
-    name, served = found.manifest.name, _calibration_of(found)
+    name, served = found.manifest.name, calibration_of(found)
     destination = found.directory.parent / wanted.version
     check_new(destination)
     held = split(labelled, served.id)
@@ -104,16 +98,15 @@ def recalibrate(found: Bundle, weights: Path, labelled: LabelledAnswers, wanted:
     fitted = fit(held, carried(promises, len(held.conformal.labels), "labels"))
     _tell(held.eval, served, fitted)
 
-    net = load_network(untrained(name), weights)
-    graph = CalibratedGraph(net, found.manifest.input, fitted.answering(_strangeness(found, served))).eval()
-    pixels = _pixels(found)
-    _check_same(graph, found, pixels)
+    # What is strange does not depend on the calibration.
+    answering = fitted.answering(strangeness_of(found))
+    graph = CalibratedGraph(network_of(found, weights), found.manifest.input, answering).eval()
     tested = Tested(held.eval.logits, fitted.calibrated(held.eval.logits))
     record = found.manifest.training | {"recalibrated": _record(labelled, served)}
     export = Export(
         name, wanted.version, found.manifest.labels, found.manifest.input, held, tested, fitted, served.ood, record
     )
-    return write(destination, graph, found.manifest.input, pixels, lambda directory: export)
+    return write(destination, graph, found.manifest.input, compared(found), lambda directory: export)
 
 
 def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:
@@ -138,35 +131,6 @@ def split(labelled: LabelledAnswers, calibration: str) -> HeldOut:
         return Split(logits[chosen], labels[chosen], hashlib.sha256(content.encode()).hexdigest())
 
     return HeldOut(*map(part, np.split(order, cuts)))
-
-
-def _calibration_of(found: Bundle) -> Calibration:
-    if found.calibration is None:
-        raise CalibrationError(f"{found.directory} was never calibrated; export it with python -m export")
-    return found.calibration
-
-
-def _strangeness(found: Bundle, served: Calibration) -> Strangeness:
-    """As it was: what is strange does not depend on the calibration."""
-    arrays = initializers((found.directory / GRAPH).read_bytes())
-    return Strangeness(served.ood, {name: arrays[name] for name in served.ood.parameters_sha256})
-
-
-def _pixels(found: Bundle) -> Pixels:
-    """What weights and bundle must answer alike: (N, H, W, 3)."""
-    spec = found.manifest.input
-    noise = np.random.default_rng(0).integers(0, 256, (COMPARED, spec.height, spec.width, 3), np.uint8)
-    return np.concatenate((probes(spec.height, spec.width), noise))
-
-
-def _check_same(graph: CalibratedGraph, found: Bundle, pixels: Pixels) -> None:
-    """Raises DataError where the weights are of another network than the bundle's."""
-    served = onnx_backend.load(found.directory, "cpu", 1, seal=found.seal).forward(pixels)
-    gap = float(np.abs(reference(graph, pixels).logits - served.logits).max())
-    if not gap <= LOGIT_TOLERANCE:
-        raise DataError(
-            f"the weights are not those of {found.directory} (logits differ by {gap:.1e}); name its own with --weights"
-        )
 
 
 def _tell(part: Split, served: Calibration, fitted: Fitted) -> None:

@@ -16,6 +16,9 @@ def details(subject: Subject) -> str:
     spec = manifest.input
     known = {
         "model": f"{manifest.name}, version {manifest.version}",
+        "variant": f"{manifest.variant.precision}, made from `{manifest.variant.made_from}`"
+        if manifest.variant
+        else None,
         "classes": f"{len(manifest.labels)}: {', '.join(manifest.labels)}",
         "input": f"{spec.kind}, {spec.width} × {spec.height} pixels",
         "training": f"`{training['command']}`" if "command" in training else None,

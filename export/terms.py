@@ -89,6 +89,7 @@ GATES = {
     "ece_15": "ECE",
     "classwise_ece_15": "classwise ECE",
     "argmax": "answers that calibration changed",
+    "accuracy_loss": "accuracy lost against the network as it was trained",
 }
 SPLITS = {
     "fit": "the calibration is fitted on them",

@@ -54,13 +54,13 @@ def measure(name: str, path: Path, batch: int, turns: int) -> str:
         lambda: whole.run(OUTPUTS, {"pixels": pixels}),
         lambda: bare.run(None, {"pixels": pixels}),
     ]
-    pairs = [[_turn(run) for run in runs] for _ in range(turns)]
+    pairs = [[turn(run) for run in runs] for _ in range(turns)]
     with_, without = (statistics.median(column) * 1e6 / batch for column in zip(*pairs, strict=True))
     ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
     return f"{name} batch {batch}: {with_:.1f} µs an image with, {without:.1f} without, ratio {ratio:.4f}"
 
 
-def _turn(run: Callable[[], object]) -> float:
+def turn(run: Callable[[], object]) -> float:
     """Seconds a run, in one turn."""
     runs, started = 0, time.perf_counter()
     while (took := time.perf_counter() - started) < TURN_S:

@@ -36,7 +36,7 @@ class Api:
     @staticmethod
     def check_bundles() -> None:
         """Refuse to start rather than start workers that cannot."""
-        bundle.discover(SETTINGS.bundles, SETTINGS.models, SETTINGS.trust)
+        bundle.discover(SETTINGS.bundles, SETTINGS.models, SETTINGS.trust, SETTINGS.variant)
 
     @bentoml.api(route=PIXELS_ROUTE)  # type: ignore[untyped-decorator]
     async def classify_pixels(self, pixels: np.ndarray, model: str, top_k: int = 3) -> dict[str, Any]:

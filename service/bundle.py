@@ -8,6 +8,9 @@
     MODEL_CARD.md         the same for people, with its pictures (*.svg)
     performance.json      how fast it is on which machine; measured where it runs, so the manifest does not vouch for it
     model.sig             a signature over all but performance.json, where it is signed
+
+Its variants, whose networks compute in another precision than float32, are bundles of the same model too, and lie in
+<root>/<name>-int8/<version>/ and <root>/<name>-fp16/<version>/.
 """
 
 import json
@@ -20,7 +23,7 @@ from pydantic import ValidationError
 
 from service.audit import GRAPH, complaint
 from service.backends.initializers import initializers
-from service.documents import Calibration, Document, Manifest
+from service.documents import VARIANT_PRECISIONS, Calibration, Document, Manifest, Precision
 from service.errors import BundleError
 from service.files import RESTORE, Folder, sha256
 from service.seal import Seal, changed, unreadable
@@ -114,23 +117,48 @@ def _schema_version(path: Path, content: bytes) -> object:
     return document.get("schema_version") if isinstance(document, dict) else None
 
 
-def discover(root: Path, names: tuple[str, ...] = (), trust: Trust = Trust()) -> dict[str, Bundle]:  # noqa: B008
-    """The newest version of each model under root, or of the named ones only. Raises BundleError, SettingError."""
-    found = newest(root, names)
+def discover(
+    root: Path,
+    names: tuple[str, ...] = (),
+    trust: Trust = Trust(),  # noqa: B008
+    precision: Precision = "float32",
+) -> dict[str, Bundle]:
+    """The newest version of each model under root, or of the named ones only, in this precision.
+
+    Raises BundleError, SettingError.
+    """
+    found = newest(root, names, precision)
     trust.check_used(found)
     return {name: load_in_place(directory, trust) for name, directory in found.items()}
 
 
-def newest(root: Path, names: tuple[str, ...] = ()) -> dict[str, Path]:
-    """Where the newest version of each model lies, or of the named ones only. Raises BundleError."""
+def newest(root: Path, names: tuple[str, ...] = (), precision: Precision = "float32") -> dict[str, Path]:
+    """Where the newest version of each model lies, or of the named ones only, in this precision. Raises BundleError."""
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    found = {path.name: path for path in folders if not path.name.startswith(".")}
-    missing = [name for name in names if name not in found]
-    if not found or missing:
+    found = {_model_and_precision(path.name): path for path in folders if not path.name.startswith(".")}
+    wanted = names or tuple(dict.fromkeys(name for name, _ in found))
+    missing = [name for name in wanted if (name, precision) not in found]
+    if missing and precision != "float32":
+        raise BundleError(
+            f"There is no {precision} variant of {', '.join(missing)} under {root}; make one (python -m export "
+            f"variant {precision} NAME), or name the models that have one in TRUEODDS_MODELS."
+        )
+    if not wanted or missing:
         raise BundleError(
             f"There is no bundle of {', '.join(missing) or 'any model'} under {root}; see python -m export."
         )
-    return {name: _newest(found[name]) for name in names or found}
+    return {name: _newest(found[name, precision]) for name in wanted}
+
+
+def folder_name(name: str, precision: Precision) -> str:
+    """Of a model's bundles in a precision, below the root."""
+    return name if precision == "float32" else f"{name}-{precision}"
+
+
+def _model_and_precision(folder: str) -> tuple[str, Precision]:
+    """Of which model, and in which precision, the bundles in a folder are."""
+    precision = next((precision for precision in VARIANT_PRECISIONS if folder.endswith(f"-{precision}")), None)
+    return (folder.removesuffix(f"-{precision}"), precision) if precision else (folder, "float32")
 
 
 def load_in_place(
@@ -142,9 +170,9 @@ def load_in_place(
     with.
     """
     bundle = load(directory, trust, made_anew)
-    name, version = bundle.manifest.name, bundle.manifest.version
-    if (name, version) != (directory.parent.name, directory.name):
-        raise BundleError(f"{directory} holds {name}/{version}; move the bundle there or export it again.")
+    folder, version = folder_name(bundle.manifest.name, bundle.manifest.precision), bundle.manifest.version
+    if (folder, version) != (directory.parent.name, directory.name):
+        raise BundleError(f"{directory} holds {folder}/{version}; move the bundle there or export it again.")
     return bundle
 
 

@@ -29,6 +29,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
             "dtype": "uint8",
         },
         "files": manifest.files,
+        "variant": manifest.variant.model_dump() if manifest.variant else None,
         "backend": {"name": model.backend_name, "device": model.backend.device},
         "training": manifest.training,
         "calibration": _of(model.bundle.calibration, SUMMARY),

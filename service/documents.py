@@ -1,6 +1,6 @@
 """What a bundle says of itself: manifest.json and calibration.json."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,8 @@ from service.images import InputSpec
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Labels = Annotated[list[str], Field(min_length=1)]
+# A bundle by the SHA-256 of its manifest.json.
+Pin = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*/\d+(\.\d+){0,2}@sha256:[0-9a-f]{64}$")]
 # A file of the bundle's own directory, never a way out of it.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0)]
@@ -16,6 +18,10 @@ Temperature = Annotated[float, Field(ge=0.05, le=20)]
 Split = Literal["fit", "conformal", "eval"]
 Method = Literal["identity", "map_temperature", "beta_pooled", "isotonic_pooled", "vector"]
 OodMethod = Literal["energy", "vim", "knn"]
+# What a network computes in: as it was trained, or what was made of that.
+VariantPrecision = Literal["int8", "fp16"]
+Precision = Literal["float32", VariantPrecision]
+VARIANT_PRECISIONS: tuple[VariantPrecision, ...] = get_args(VariantPrecision)
 
 
 class Document(BaseModel):
@@ -255,8 +261,15 @@ class Calibration(Document):
     test_vectors: list[TestVector]
 
 
+class Variant(Document):
+    """The network of another bundle of this model, made to compute in `precision`."""
+
+    precision: VariantPrecision
+    made_from: Pin
+
+
 class Manifest(Document):
-    """manifest.json."""
+    """manifest.json. variant is null where the network computes as it was trained, in float32."""
 
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -266,3 +279,8 @@ class Manifest(Document):
     files: dict[FileName, Sha256]
     training: dict[str, Any]
     created_by: dict[str, str]
+    variant: Variant | None = None
+
+    @property
+    def precision(self) -> Precision:
+        return self.variant.precision if self.variant else "float32"

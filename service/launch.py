@@ -82,7 +82,7 @@ def check(settings: Settings) -> bool:
     feedback.check(settings)
     if settings.tls:
         settings.tls.context()
-    bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
+    bundles = bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant)
     if settings.backend == "torchscript":
         check_vouched(found.seal for found in bundles.values())
     chosen = (settings.backend, settings.device) != ("onnx", "auto")

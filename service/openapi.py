@@ -75,7 +75,7 @@ def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) ->
 
 
 def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
-    """Or null, of a model that was never calibrated."""
+    """Or null, where there is none."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -315,6 +315,7 @@ _SCHEMAS: dict[str, Any] = {
             "labels": _STRINGS,
             "input": {"type": "object"},
             "files": {"type": "object", "additionalProperties": _STRING},
+            "variant": _maybe(_object({"precision": _STRING, "made_from": _STRING})),
             "backend": _object({"name": _STRING, "device": _STRING}),
             "training": {"type": "object"},
             "calibration": {"type": "object"},

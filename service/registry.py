@@ -92,7 +92,7 @@ def load(
     """
     # A backend is called by one thread at a time, and a device runs one batch at a time.
     executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-    bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
+    bundles = bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant)
     pulse = pulse or Pulse(board)
     warm = {name: _warm_backend(found, settings, cache, pulse) for name, found in bundles.items()}
     on_loop = settings.thread_count == 1 and all(backend.device == "cpu" for backend, _ in warm.values())
@@ -110,7 +110,7 @@ def prepare(settings: Settings, cache: Path) -> None:
 
     On a machine that is still quiet, and for memory that no worker then holds. Raises StartupError.
     """
-    for found in bundle.discover(settings.bundles, settings.models, settings.trust).values():
+    for found in bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant).values():
         _loaded(found, settings, cache)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.backends import Device
+from service.documents import Pin, Precision
 from service.errors import SettingError
 from service.protocol import Deadlines
 from service.tls import Tls, chosen
@@ -27,7 +28,6 @@ Access = Literal["open", "admin", "closed"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ImageFormat = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
-Pin = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*/\d+(\.\d+){0,2}@sha256:[0-9a-f]{64}$")]
 
 
 class Settings(BaseModel):
@@ -39,6 +39,7 @@ class Settings(BaseModel):
     models: Annotated[tuple[str, ...], BeforeValidator(_comma_separated)] = ()
     pinned: Annotated[tuple[Pin, ...], BeforeValidator(_comma_separated)] = ()
     signed_by: Path | None = None
+    variant: Precision = "float32"
     backend: Literal["onnx", "torchscript"] = "onnx"
     device: Device = "auto"
     winograd: bool = True

@@ -136,7 +136,8 @@ def loaded(load: Load, found: Bundle, settings: Settings, cache: Path | None = N
         settings.device,
         settings.thread_count,
         wide_threads=wide_threads(settings),
-        winograd=settings.winograd,
+        # Winograd's are the convolutions of float32: MNN would compute a variant as something else.
+        winograd=settings.winograd and found.manifest.variant is None,
         cache=cache,
         seal=found.seal,
     )
@@ -424,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = Settings.from_environment()
-        bundles = bundle.discover(settings.bundles, settings.models, settings.trust)
+        bundles = bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant)
         for name, found in bundles.items():
             backends = list(_installed(found, settings))
             if arguments.dry_run:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from service import calibrators, files
 from service import seal as seal_module
 from service.audit import preprocessing_digest
 from service.bundle import discover, load
+from service.documents import Precision
 from service.errors import BundleError
 from service.images import InputSpec
 from service.seal import model_file
@@ -625,3 +627,64 @@ def test_a_bundle_in_anothers_place_is_refused(tmp_path: Path, moved: str) -> No
     directory.rename(tmp_path / "new" / moved)
     with pytest.raises(BundleError, match=f"{moved} holds pets/1"):
         discover(tmp_path / "new")
+
+
+def write_variant(root: Path, precision: str, folder: str, version: str = "1") -> Path:
+    """A bundle of pets, in a folder of this name, that says it computes in `precision`."""
+    made = write_bundle(root / "made", version=version)
+    pin = "pets/1@sha256:" + "0" * 64
+    edit_manifest(made, lambda manifest: manifest.update(variant={"precision": precision, "made_from": pin}))
+    placed = root / folder / version
+    placed.parent.mkdir(exist_ok=True)
+    made.rename(placed)
+    shutil.rmtree(root / "made")
+    return placed
+
+
+def test_a_variant_is_found_by_its_precision(tmp_path: Path) -> None:
+    """Under the model's name, the newest of its own; without asking, no variant is looked at."""
+    plain = write_bundle(tmp_path)
+    write_variant(tmp_path, "int8", "pets-int8")
+    newer = write_variant(tmp_path, "int8", "pets-int8", "1.1")
+    assert {name: found.directory for name, found in discover(tmp_path, precision="int8").items()} == {"pets": newer}
+    (newer / "model.onnx").unlink()
+    assert {name: found.directory for name, found in discover(tmp_path).items()} == {"pets": plain}
+    assert discover(tmp_path)["pets"].manifest.precision == "float32"
+
+
+def test_a_model_without_the_variant_asked_for_is_named(tmp_path: Path) -> None:
+    """It is not served as it was trained instead; unless only others are asked for."""
+    write_bundle(tmp_path)
+    write_bundle(tmp_path, "fish")
+    placed = write_variant(tmp_path, "int8", "pets-int8")
+    with pytest.raises(BundleError, match=r"no int8 variant of fish under .*export variant int8 NAME.*TRUEODDS_MODELS"):
+        discover(tmp_path, precision="int8")
+    assert discover(tmp_path, ("pets",), precision="int8")["pets"].directory == placed
+    with pytest.raises(BundleError, match="no fp16 variant of pets"):
+        discover(tmp_path, ("pets",), precision="fp16")
+
+
+@pytest.mark.parametrize(("precision", "folder"), [("int8", "pets"), ("int8", "pets-fp16"), ("fp16", "pets-int8")])
+def test_a_variant_in_anothers_place_is_refused(tmp_path: Path, precision: str, folder: str) -> None:
+    """What is served is what was asked for."""
+    write_variant(tmp_path, precision, folder)
+    asked: Precision = "float32" if folder == "pets" else "int8" if folder == "pets-int8" else "fp16"
+    with pytest.raises(BundleError, match=f"{folder}/1 holds pets-{precision}/1"):
+        discover(tmp_path, precision=asked)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"precision": "int4"},
+        {"precision": "float32"},
+        {"made_from": "pets"},
+        {"made_from": "pets/1@sha256:0"},
+        {"a": 1},
+    ],
+)
+def test_a_variant_that_cannot_be_meant_is_refused(directory: Path, variant: Json) -> None:
+    """Another precision, or no pin of what it was made from."""
+    whole = {"precision": "int8", "made_from": "pets/1@sha256:" + "0" * 64}
+    edit_manifest(directory, lambda manifest: manifest.update(variant=whole | variant))
+    refused(directory, "manifest.json", "variant")

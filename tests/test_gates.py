@@ -9,6 +9,7 @@ from export.gates import (
     GateError,
     SplitError,
     Verdict,
+    accuracy_kept,
     argmax_kept,
     calibration,
     check_disjoint,
@@ -240,3 +241,13 @@ def test_the_same_seed_gives_the_same_verdicts() -> None:
     verdicts = judge("map_temperature", params, logits, labels, seed=5)
     assert verdicts == judge("map_temperature", params, logits, labels, seed=5)
     assert verdicts != judge("map_temperature", params, logits, labels, seed=6)
+
+
+@pytest.mark.parametrize(("after", "passed"), [(0.94, True), (0.935, True), (0.9349, False), (0.95, True)])
+def test_a_variant_may_lose_three_in_a_thousand(after: float, passed: bool) -> None:
+    """Exactly as much is allowed; of more, what to do is told."""
+    verdict = accuracy_kept(0.938, after)
+    assert verdict.passed is passed
+    if not passed:
+        with pytest.raises(GateError, match=r"went from 93\.80% to 93\.49%: serve the network as it was trained"):
+            require([verdict])

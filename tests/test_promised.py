@@ -56,6 +56,6 @@ def test_each_model_is_told_in_a_line_a_batch(capsys: pytest.CaptureFixture[str]
 def test_a_turn_is_the_mean_of_many_runs() -> None:
     """Of what is given, in seconds."""
     runs: list[int] = []
-    taken = promised._turn(lambda: runs.append(1))
+    taken = promised.turn(lambda: runs.append(1))
     assert len(runs) > 10
     assert taken == pytest.approx(promised.TURN_S / len(runs), rel=0.5)

@@ -154,4 +154,4 @@ def test_everything_that_can_be_has_its_words() -> None:
     assert METHODS.keys() == PARAMS.keys()
     assert SPLITS.keys() == set(Split.__args__)  # type: ignore[attr-defined]
     assert SCORES.keys() == set(OodMethod.__args__)  # type: ignore[attr-defined]
-    assert GATES.keys() == {"nll", "brier", "ece_15", "classwise_ece_15", "argmax"}
+    assert GATES.keys() == {"nll", "brier", "ece_15", "classwise_ece_15", "argmax", "accuracy_loss"}

@@ -20,6 +20,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "signed_by": ("/etc/trueodds/public.pem", Path("/etc/trueodds/public.pem")),
     "backend": ("torchscript", "torchscript"),
     "device": ("cuda", "cuda"),
+    "variant": ("int8", "int8"),
     "winograd": ("false", False),
     "workers": ("3", 3),
     "threads": ("4", 4),

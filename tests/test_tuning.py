@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import bundle, registry, tuning
-from service.backends import Outputs, Placement, Plan, onnx
+from service.backends import Backend, Outputs, Placement, Plan, onnx
 from service.board import Board
 from service.bundle import Bundle
+from service.documents import Variant
 from service.images import Pixels
 from service.settings import BUNDLES, Settings
 from service.tuning import LONGEST_BATCH_S, PERFORMANCE, Measured, Performance
@@ -342,3 +344,20 @@ def test_the_registry_serves_at_the_measured_limit_or_the_one_that_is_set(
         assert model.batcher._queue._limits.max_batch_size == expected
     finally:
         loaded.close()
+
+
+@pytest.mark.parametrize(
+    ("variant", "winograd"), [(None, True), (Variant(precision="int8", made_from=DIGITS.seal.pin), False)]
+)
+def test_winograd_is_for_float32_alone(variant: Variant | None, winograd: bool) -> None:
+    """A variant's convolutions are not float32's, so no other library is asked to compute them."""
+    found = replace(DIGITS, manifest=DIGITS.manifest.model_copy(update={"variant": variant}))
+    asked: list[bool] = []
+
+    def load(*_: Any, winograd: bool = False, **others: Any) -> Backend:
+        asked.append(winograd)
+        return onnx.load(DIGITS.directory, "cpu", 1)
+
+    tuning.loaded(load, found, Settings(winograd=True))
+    tuning.loaded(load, found, Settings(winograd=False))
+    assert asked == [winograd, False]
