@@ -49,7 +49,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def trained_graph(name: str = "digits", answering: Answering = ANSWERING) -> CalibratedGraph:
+def trained_graph(name: str = "lenet5", answering: Answering = ANSWERING) -> CalibratedGraph:
     net = load_network(MODELS[name].build(), weights_path(name))
     return CalibratedGraph(net, DATASETS[MODELS[name].dataset].input, answering).eval()
 
@@ -87,7 +87,7 @@ def test_the_graph_answers_what_its_parameters_say() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_the_same_in_every_form(method: str, score: OodMethod, tmp_path: Path) -> None:
     """numpy, torch, ONNX Runtime and TorchScript at batch 1 and 64; parameters keep their names in both files."""
-    net, pixels = load_network(MODELS["digits"].build(), weights_path("digits")), random_pixels(64)
+    net, pixels = load_network(MODELS["lenet5"].build(), weights_path("lenet5")), random_pixels(64)
     features, logits = features_and_logits(net, normalise("mnist", random_pixels(200)), torch.device("cpu"))
     found = strangeness.FITS[score](net, Seen(features.numpy(), logits.numpy()))
     answering = Answering(method, PARAMS[method], SET_THRESHOLD, score, OOD_THRESHOLD, found)

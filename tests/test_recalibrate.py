@@ -190,7 +190,8 @@ def test_the_same_labels_give_the_same_calibration(
     assert recalibrate.main(arguments(tmp_path, *EASY, "--version", "7.1")) == 0
     output = capsys.readouterr().out
     assert "coverage 0.999 is not offered: that takes 999 labels, not 360" in output
-    assert "ECE on 360 labels kept apart, as served, by map_temperature: " in output
+    assert served.calibration
+    assert f"ECE on 360 labels kept apart, as served, by {served.calibration.method}: " in output
     one, other = (bundle.discover(root / "bundles")["digits"] for root in (made[0], tmp_path))
     assert other.directory.name == "7.1"
     assert one.calibration
