@@ -167,6 +167,8 @@ def measure(backend: Backend, found: Bundle, budget_s: float = BUDGET_S) -> tupl
     quiet = bystanders.leave_cores(max(backend.placement.threads, backend.placement.wide_threads))
     # This compares two ways on the same cores, turn by turn, so it holds for a busy machine too.
     winograd_from = choose_winograd(swept.narrow, swept.winograd)
+    if quiet:
+        winograd_from = sparing_lone_images(winograd_from, swept.wide, swept.winograd)
     # By a worker's share alone: under load, when batches are full, nobody has all cores.
     served = swept.served(winograd_from)
     limit = choose_limit(served) if quiet else safe_limit(served)
@@ -303,6 +305,13 @@ def choose_winograd(narrow: dict[int, float], winograd: dict[int, float]) -> int
     slower = np.flatnonzero(np.less_equal(*times))
     found = int(images[slower[-1]]) + 1 if len(slower) else 1
     return found if found <= sizes[-1] else None
+
+
+def sparing_lone_images(found: int | None, wide: dict[int, float], winograd: dict[int, float]) -> int | None:
+    """Where Winograd's convolutions begin: not at one image, whose sender waits, if all cores are much faster."""
+    if found == 1 and 1 in wide and winograd[1] >= WIDE_GAIN * wide[1]:
+        return 2 if max(winograd) > 1 else None
+    return found
 
 
 def read(path: Path, model_sha256: str) -> Performance:

@@ -152,6 +152,17 @@ def test_winograd_begins_where_it_is_faster(fixed: float, gain: float, extra: fl
     assert tuning.choose_winograd(narrow, {}) is None
 
 
+def test_a_lone_image_is_left_to_all_cores_that_are_much_faster() -> None:
+    """By a quarter; not where they are little faster, are not there, or Winograd begins later anyway."""
+    winograd = {1: 4.0, 2: 5.0}
+    assert tuning.sparing_lone_images(1, {1: 3.2, 2: 5.0}, winograd) == 2
+    assert tuning.sparing_lone_images(1, {1: 3.3, 2: 1.0}, winograd) == 1
+    assert tuning.sparing_lone_images(1, {}, winograd) == 1
+    assert tuning.sparing_lone_images(2, {1: 1.0, 2: 1.0}, winograd) == 2
+    assert tuning.sparing_lone_images(1, {1: 3.2}, {1: 4.0}) is None
+    assert tuning.sparing_lone_images(None, {1: 1.0}, winograd) is None
+
+
 @pytest.mark.usefixtures("undisturbed")
 def test_a_batch_is_measured_in_each_way_it_can_be_run(copied: Bundle) -> None:
     """The limit follows from the way that a batch of a size is really run in; a lone image still takes all cores."""
