@@ -32,6 +32,8 @@ def learn(folder: Path, *options: str, kill_at: Sequence[int] = (0,)) -> tuple[l
     folder.mkdir()
     kills = ",".join(map(str, kill_at))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "KILL_AT": kills, "OMP_NUM_THREADS": "1"}
+    # What a killed process has said must not be lost with it.
+    environment["PYTHONUNBUFFERED"] = "1"
     command = [sys.executable, "-m", "tests.lesson", *options]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
