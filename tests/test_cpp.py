@@ -118,12 +118,12 @@ def test_answers_are_the_services(model: str, program: Program, server: Server, 
 
 def test_more_images_than_a_batch(quicker: Program, tmp_path: Path) -> None:
     """Are answered in order, each as if alone."""
-    spec = bundle.load(committed("digits")).manifest.input
+    spec = bundle.load(committed("cifar10")).manifest.input
     images = np.random.default_rng(0).integers(0, 256, (130, spec.height, spec.width, 3), np.uint8)
     np.save(tmp_path / "all.npy", images)
     np.save(tmp_path / "last.npy", images[-1])
-    told = answers(quicker(committed("digits"), tmp_path / "all.npy"))
-    (last,) = answers(quicker(committed("digits"), tmp_path / "last.npy"))
+    told = answers(quicker(committed("cifar10"), tmp_path / "all.npy"))
+    (last,) = answers(quicker(committed("cifar10"), tmp_path / "last.npy"))
     assert len(told) == len(images)
     assert told[-1]["ood"]["score"] == pytest.approx(last["ood"]["score"], abs=1e-4)
     assert len({line["ood"]["score"] for line in told}) == len(images)
