@@ -240,6 +240,7 @@ def test_orthogonalise_keeps_directions_and_evens_sizes() -> None:
     assert torch.allclose(orthogonalise(matrix.T, steps=5), result.T, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_strangers_are_answered_evenly(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What belongs to no class and is mixed into the batches ends near an even answer; without, it does not."""
 
