@@ -383,9 +383,8 @@ def test_truncated_images_among_many_cost_no_other(server: Server, model: str) -
         metric(server, "trueodds_batch_size_sum") - total,
     )
     assert total == sum(not bad for bad, _ in answers)
-    # More than 4 of cifar10 on a machine that is idle. On one that is not its batches are kept short; and a small
-    # network is often done before the next image is here, and an empty queue is not waited on.
-    assert total / batches > (1.5 if model == "cifar10" else 1.2)
+    # The small network is often done before the next image is here, and an empty queue is not waited on.
+    assert total / batches > (4 if model == "cifar10" else 1.2)
 
 
 PNG = {"content-type": "image/png"}

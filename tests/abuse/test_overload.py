@@ -153,7 +153,6 @@ def test_slow_clients_touch_nobody_else(quick_to_cut: Server, capsys: pytest.Cap
         assert set(beset.statuses) == {200}
         with capsys.disabled():
             print(f"\n  p99 {quiet.p99_ms:.1f} ms in quiet, {beset.p99_ms:.1f} ms beside them")
-        # Of a few milliseconds, a busy machine doubles any.
-        if beset.p99_ms < max(2 * quiet.p99_ms, 25):
+        if beset.p99_ms < 2 * quiet.p99_ms:
             return
     pytest.fail("three times, others waited for twice as long as in quiet")
