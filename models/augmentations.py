@@ -3,6 +3,8 @@
 By the image's own pixels: what is moved in from beyond an edge is what the edge shows.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -33,3 +35,40 @@ def mirrored_and_shifted(pixels: int) -> Augment:
         return shift(images, epoch, order, generator)
 
     return augment
+
+
+def redrawn(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float,
+    scale: float,
+    slant: float,
+    shift: float,
+    bend: float = 0.0,
+) -> Tensor:
+    """Square drawings (B, C, S, S) placed otherwise, each by at most so much; `shift` is in pixels, `scale` a share.
+
+    `bend` is the standard deviation, in pixels, of a smooth displacement (Simard et al. 2003).
+    """
+    n, _, side, _ = images.shape
+
+    def uniform(limit: float) -> Tensor:
+        return (2 * torch.rand(n, generator=generator) - 1) * limit
+
+    angle, slanted = uniform(math.radians(degrees)), uniform(slant)
+    wide, high = 1 + uniform(scale), 1 + uniform(scale)
+    pixel = 2 / side  # in grid units: the whole image is 2
+    across, down = uniform(shift * pixel), uniform(shift * pixel)
+    rows = [
+        torch.stack((wide * angle.cos(), slanted - angle.sin(), across), 1),
+        torch.stack((angle.sin(), high * angle.cos(), down), 1),
+    ]
+    grid = nn.functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    if bend:
+        # Smooth, for it is known at 5 × 5 places only.
+        known = torch.randn((n, 2, 5, 5), generator=generator) * (bend * pixel)
+        smooth = nn.functional.interpolate(known, (side, side), mode="bicubic", align_corners=True)
+        grid = grid + smooth.permute(0, 2, 3, 1)
+    # The border is background, so repeating it adds none.
+    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -12,22 +12,18 @@ Each convolution is followed by batch normalisation and ReLU, as in Simonyan and
 (2015). 165,394 parameters and 12.7 million multiply-adds an image.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from models.augmentations import redrawn
 from models.letters import letters
 from models.network import Network
-from models.recipe import Recipe, Schedule, Strangers
+from models.one_cycle import one_cycle
+from models.recipe import Recipe, Strangers
 
 WIDTHS = (24, 48, 96)
 # Where service.digits never puts ink.
 BORDER = 2
-# Of the displacement by which a drawing is bent, in pixels.
-BEND_SD = 1.0
 
 
 class DigitVGG(Network):
@@ -65,40 +61,11 @@ def _convolution(channels: int, width: int, kernel: int = 3) -> list[nn.Module]:
     ]
 
 
-def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]:
-    """AdamW under one cycle of the learning rate (Smith 2018)."""
-    adamw = torch.optim.AdamW(net.parameters(), lr=6e-3, weight_decay=0.05)
-    return [(adamw, OneCycleLR(adamw, max_lr=6e-3, total_steps=schedule.total_steps, pct_start=0.2))]
-
-
 def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a digit anew: placed and bent otherwise, now and then with another pen. (B, 3, H, W), grey → the same."""
-    drawn = _redrawn(images[:, :1], generator)
+    # Turned up to 15° and bent (Simard et al. 2003), for people do not draw as straight as they were told to.
+    drawn = redrawn(images[:, :1], generator, degrees=15, scale=0.15, slant=0.25, shift=2, bend=1)
     return _inked(drawn, generator).expand(-1, 3, -1, -1)
-
-
-def _redrawn(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn up to 15°, scale up to 15 %, slant up to 0.25, shift up to 2 pixels, and bend (Simard et al. 2003)."""
-    n, _, side, _ = images.shape
-
-    def uniform(limit: float) -> Tensor:
-        return (2 * torch.rand(n, generator=generator) - 1) * limit
-
-    angle, slant = uniform(math.radians(15)), uniform(0.25)
-    wide, high = 1 + uniform(0.15), 1 + uniform(0.15)
-    pixel = 2 / side  # in grid units: the whole image is 2
-    across, down = uniform(2 * pixel), uniform(2 * pixel)
-    rows = [
-        torch.stack((wide * angle.cos(), slant - angle.sin(), across), 1),
-        torch.stack((angle.sin(), high * angle.cos(), down), 1),
-    ]
-    grid = nn.functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    # Smooth, for it is known at 5 × 5 places only.
-    bend = torch.randn((n, 2, 5, 5), generator=generator) * (BEND_SD * pixel)
-    smooth = nn.functional.interpolate(bend, (side, side), mode="bicubic", align_corners=True)
-    # The border is background, so repeating it adds none.
-    placed = grid + smooth.permute(0, 2, 3, 1)
-    return nn.functional.grid_sample(images, placed, padding_mode="border", align_corners=False)
 
 
 def _inked(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,7 +81,7 @@ DIGITS = Recipe(
     source="after Simonyan & Zisserman 2015",
     dataset="mnist",
     build=DigitVGG,
-    optimizers=optimizers,
+    optimizers=one_cycle(6e-3, weight_decay=0.05, rising=0.2),
     augment=augment,
     epochs=64,
     batch_size=250,

@@ -13,15 +13,13 @@
 62,006 parameters and 0.65 million multiply-adds an image.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from models.augmentations import redrawn
 from models.network import Network
-from models.recipe import Recipe, Schedule
+from models.one_cycle import one_cycle
+from models.recipe import Recipe
 
 
 class LeNet5(Network):
@@ -47,35 +45,16 @@ class LeNet5(Network):
         return self.fc3(features)
 
 
-def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]:
-    """AdamW under one cycle of the learning rate (Smith 2018)."""
-    adamw = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=0.02)
-    return [(adamw, OneCycleLR(adamw, max_lr=4e-3, total_steps=schedule.total_steps, pct_start=0.2))]
-
-
 def augment(images: Tensor, epoch: int, order: Tensor, generator: torch.Generator) -> Tensor:
     """Turn up to 12°, scale up to 12 %, slant up to 0.2 and shift up to 1.5 pixels. (B, 3, H, W) → the same."""
-
-    def uniform(limit: float) -> Tensor:
-        return (2 * torch.rand(len(images), generator=generator) - 1) * limit
-
-    angle, slant = uniform(math.radians(12)), uniform(0.2)
-    wide, high = 1 + uniform(0.12), 1 + uniform(0.12)
-    across, down = uniform(1.5 / 16), uniform(1.5 / 16)  # grid units: half the image is 1
-    rows = [
-        torch.stack((wide * angle.cos(), slant - angle.sin(), across), 1),
-        torch.stack((angle.sin(), high * angle.cos(), down), 1),
-    ]
-    grid = nn.functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    # The border is background, so repeating it adds none.
-    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return redrawn(images, generator, degrees=12, scale=0.12, slant=0.2, shift=1.5)
 
 
 LENET5 = Recipe(
     source="LeCun et al. 1998",
     dataset="mnist",
     build=LeNet5,
-    optimizers=optimizers,
+    optimizers=one_cycle(4e-3, weight_decay=0.02, rising=0.2),
     augment=augment,
     epochs=30,
     batch_size=250,
