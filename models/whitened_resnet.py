@@ -18,7 +18,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from models.recipe import Recipe
-from models.whitened_vgg import WhitenedVGG, augment, bias_only_norm, dirac_conv, optimizers, whiten
+from models.whitened_vgg import Block, WhitenedVGG, augment, bias_only_norm, dirac_conv, optimizers, whiten
 
 WIDTHS = (128, 384, 512)
 
@@ -28,19 +28,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.conv1 = dirac_conv(channels, width)
-        self.pool = nn.MaxPool2d(2)
-        self.norm1 = bias_only_norm(width)
-        self.conv2 = dirac_conv(width, width)
-        self.norm2 = bias_only_norm(width)
+        self.block = Block(channels, width)
         self.conv3 = dirac_conv(width, width)
         self.norm3 = bias_only_norm(width)
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        start = self.activation(self.norm1(self.pool(self.conv1(x))))
-        x = self.activation(self.norm2(self.conv2(start)))
-        return self.activation(self.norm3(self.conv3(x)) + start)
+        start = self.block.first(x)
+        return self.activation(self.norm3(self.conv3(self.block.second(start))) + start)
 
 
 CIFAR10_LARGE = Recipe(

@@ -47,7 +47,12 @@ class Block(nn.Module):
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.norm1(self.pool(self.conv1(x))))
+        return self.second(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm1(self.pool(self.conv1(x))))
+
+    def second(self, x: Tensor) -> Tensor:
         return self.activation(self.norm2(self.conv2(x)))
 
 
