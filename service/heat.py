@@ -4,6 +4,7 @@ Red is for, blue against, white neither: the colours run evenly from −most (bl
 most is the largest magnitude in the map.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeAlias
@@ -57,20 +58,12 @@ class Heat:
     @classmethod
     def spread(cls, places: Values, grid: Grid, size: Both) -> "Heat":
         """What each place (h, w) holds, shared out among the pixels about it, so that the sum stays the same."""
-        rows, columns = (
-            _shares(count, start, step, length)
-            for count, start, step, length in zip(places.shape, grid.start, grid.step, size, strict=True)
-        )
-        return cls(rows @ places @ columns.T)
+        return cls(_drawn(places, grid, size, _shares))
 
     @classmethod
     def between(cls, places: Values, grid: Grid, size: Both) -> "Heat":
         """What each place (h, w) holds, at its centre; in between, between the places about it."""
-        rows, columns = (
-            _weights(count, start, step, length)
-            for count, start, step, length in zip(places.shape, grid.start, grid.step, size, strict=True)
-        )
-        return cls(rows @ places @ columns.T)
+        return cls(_drawn(places, grid, size, _weights))
 
     @property
     def colours(self) -> Pixels:
@@ -111,6 +104,14 @@ def png(pixels: Pixels) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def _drawn(places: Values, grid: Grid, size: Both, share: Callable[[int, float, float, int], Values]) -> Values:
+    """The pixels, each a sum over places: by how much of each, along each axis, `share` says."""
+    along = zip(places.shape, grid.start, grid.step, size, strict=True)
+    rows, columns = (share(count, start, step, length) for count, start, step, length in along)
+    drawn: Values = rows @ places @ columns.T
+    return drawn
 
 
 def _shares(count: int, start: float, step: float, length: int) -> Values:
