@@ -61,6 +61,7 @@ TRY = (
 TIMEOUT_S = 120
 
 Forward = Callable[[Pixels], Outputs]
+# Height and width.
 Size = tuple[int, int]
 
 
@@ -198,15 +199,15 @@ def _convert(model: Path, graph: Path) -> str | None:
     return None
 
 
-def _crash(graph: Path, digest: str, shape: tuple[int, int]) -> str | None:
-    """Why a converted network must not be run in a process that anybody needs.."""
+def _crash(graph: Path, digest: str, shape: Size) -> str | None:
+    """Why a converted network must not be run in a process that anybody needs."""
     status = _status(TRY, str(graph), digest, *map(str, shape))
     if status is None:
         return f"converted, it does not answer within {TIMEOUT_S} s"
     return f"converted, it cannot be run (exit status {status})" if status else None
 
 
-def try_out(graph: Path, digest: str, shape: tuple[int, int]) -> None:
+def try_out(graph: Path, digest: str, shape: Size) -> None:
     """Run a converted network on as many images at once as are compared later."""
     network = MnnNetwork(graph, digest, 1)
     for size in SIZES_COMPARED:
@@ -225,7 +226,7 @@ def _status(program: str, *arguments: str) -> int | None:
         return None
 
 
-def _disagreement(network: MnnNetwork, expected: Forward, shape: tuple[int, int]) -> str | None:
+def _disagreement(network: MnnNetwork, expected: Forward, shape: Size) -> str | None:
     try:
         for size in SIZES_COMPARED:
             pixels = _pictures(size, shape)
@@ -238,7 +239,7 @@ def _disagreement(network: MnnNetwork, expected: Forward, shape: tuple[int, int]
     return None
 
 
-def _pictures(count: int, shape: tuple[int, int]) -> Pixels:
+def _pictures(count: int, shape: Size) -> Pixels:
     """(count, height, width, 3): from flat to noisy, dark to light."""
     generator = np.random.default_rng(count)
     levels = generator.uniform(0, 255, (count, 1, 1, 3))

@@ -87,6 +87,7 @@ class Sessions:
         self._model = model
         self._threads = threads
         self._cache = cache
+        self._weights: dict[str, ort.OrtValue] = {}
         self._narrow: ort.InferenceSession | None = None
         self._wide: ort.InferenceSession | None = None
         self.wide_threads = wide_threads
