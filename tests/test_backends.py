@@ -301,7 +301,7 @@ def test_the_device_is_the_one_asked_for_or_the_best_there_is(
     device: Device, available: list[str], gpu: bool, chosen: str
 ) -> None:
     """`auto` takes a GPU that is both there and supported; TensorRT, slow to start, only when asked for."""
-    assert onnx.choose(device, [onnx.PROVIDERS[name] for name in available], gpu) == chosen
+    assert onnx.choose(device, lambda: [onnx.PROVIDERS[name] for name in available], gpu) == chosen
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the GPU build")

@@ -3,7 +3,7 @@
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -145,9 +145,7 @@ def load(
     # Read as the library is loaded; it would write a device id to the home directory and call its maker.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     model = model_file(directory, FILE, seal)
-    gpu = gpu_present()
-    # On the CPU it always runs.
-    chosen = "cpu" if device == "cpu" or (device == "auto" and not gpu) else choose(device, _available(), gpu)
+    chosen = choose(device, _available, gpu_present())
     if chosen != "cpu":
         from service.backends import onnx_gpu
 
@@ -174,13 +172,19 @@ def _version() -> str:
     raise BackendError("ONNX Runtime is not installed.")
 
 
-def choose(device: Device, available: list[str], gpu: bool) -> Device:
-    """The device to run on: `auto` is a GPU that is there and that the runtime knows. Raises BackendError."""
+def choose(device: Device, available: Callable[[], list[str]], gpu: bool) -> Device:
+    """The device to run on: `auto` is a GPU that is there and that the runtime knows. Raises BackendError.
+
+    `available`: the runtime's providers, for which it is loaded; the CPU is always among them.
+    """
+    if device == "cpu" or (device == "auto" and not gpu):
+        return "cpu"
+    providers = available()
     if device == "auto":
-        return "cuda" if gpu and PROVIDERS["cuda"] in available else "cpu"
-    if PROVIDERS[device] not in available:
+        return "cuda" if PROVIDERS["cuda"] in providers else "cpu"
+    if PROVIDERS[device] not in providers:
         raise BackendError(
-            f"ONNX Runtime has no {PROVIDERS[device]} here, only {', '.join(available)}; "
+            f"ONNX Runtime has no {PROVIDERS[device]} here, only {', '.join(providers)}; "
             "install onnxruntime-gpu, or set TRUEODDS_DEVICE=cpu."
         )
     return device
