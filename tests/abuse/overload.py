@@ -58,6 +58,11 @@ class Outcome:
     def p99_ms(self) -> float:
         return percentiles(self.served_ms)[1]
 
+    def refusal_ms(self, peak: "Outcome") -> float:
+        """The service's CPU time for each refusal, if a good answer takes as much as at the peak."""
+        good, refused = self.statuses[200], self.statuses.total() - self.statuses[200]
+        return max(0.0, 1000 * self.cpu_s - good * peak.cpu_ms) / max(1, refused)
+
     def note(self, answer: Answer, seconds: float) -> None:
         self.statuses[answer.status] += 1
         if answer.status == 200:
@@ -187,7 +192,8 @@ async def measure(address: Address, pid: int, seconds: float, rounds: int, slow:
             costs.append(peak.cpu_ms / flood.cpu_ms)
             for clients, outcome in ((SATURATING, peak), (SATURATING * TIMES, flood)):
                 print(f"{model} {clients:5} clients: {outcome.told()}")
-            print(f"  goodput {ratios[-1]:.1%}, faults {len(peak.faults) + len(flood.faults)}", flush=True)
+            print(f"  goodput {ratios[-1]:.1%}, {1000 * flood.refusal_ms(peak):.0f} µs of CPU a refusal", flush=True)
+            print(f"  faults {len(peak.faults) + len(flood.faults)}", flush=True)
         each, cpu = statistics.median(ratios), statistics.median(costs)
         print(f"{model}: {each:.1%} of the peak, {cpu:.1%} for the same CPU time; medians of {rounds}", flush=True)
     quiet, beset, uploads, heads = await beside_slow_clients(address, slow, 8.0)

@@ -1,6 +1,7 @@
 """More than a worker can do: who is late is told in time, who waits for one answer gets in, and all are told when."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -105,21 +106,25 @@ def address(server: Server) -> tuple[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cifar10", "digits"])
 def test_ten_times_the_load_costs_no_answers(server: Server, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It does not collapse: half as many as at the peak at the least; the rest is refused as promised.
+    """It goes on answering: a refusal takes a third of an answer's CPU time at the most, and is as promised.
 
-    The clients run on the same cores and want ten times as much of them, so on a busy machine the peak itself is
-    theirs to lose. `python -m tests.abuse.overload` measures it.
+    How many answers that leaves depends on how much of the machine the clients leave, who want ten times as much of it.
+    Less than a third of the peak is a collapse: of a service that decodes what it then refuses it was a twentieth.
+    `python -m tests.abuse.overload` measures it.
     """
-    posts, ratios, p99s = requests(model, DEADLINES_MS[model]), [0.0], []
-    while max(ratios) < 0.8 and len(ratios) <= 3:
-        peak = asyncio.run(crowd(address(server), server.process.pid, posts, SATURATING, 2))
-        flood = asyncio.run(crowd(address(server), server.process.pid, posts, SATURATING * TIMES, 2))
+    posts, shares, costs, p99s = requests(model, DEADLINES_MS[model]), [0.0], [math.inf], []
+    while (max(shares) < 0.8 or min(costs) > 1 / 3) and len(p99s) < 4:
+        peak = asyncio.run(crowd(address(server), server.pid, posts, SATURATING, 2))
+        flood = asyncio.run(crowd(address(server), server.pid, posts, SATURATING * TIMES, 2))
         assert not peak.faults + flood.faults
-        ratios.append(flood.goodput / peak.goodput)
+        shares.append(flood.goodput / peak.goodput)
+        costs.append(flood.refusal_ms(peak) / peak.cpu_ms)
         p99s.append(flood.p99_ms)
     with capsys.disabled():
-        print(f"\n  {model}: {max(ratios):.1%} of the peak; p99 of what is served {min(p99s):.0f} ms")
-    assert max(ratios) >= 0.5
+        print(f"\n  {model}: {max(shares):.1%} of the peak; p99 of what is served {min(p99s):.0f} ms")
+        print(f"  a refusal takes {min(costs):.1%} of an answer's CPU time")
+    assert max(shares) >= 1 / 3
+    assert min(costs) <= 1 / 3
     # A batch that has begun by then is not stopped.
     assert min(p99s) <= DEADLINES_MS[model] + 250
 
@@ -130,7 +135,7 @@ def test_one_models_flood_leaves_the_other_its_share(server: Server, capsys: pyt
 
     async def both() -> tuple[Outcome, Outcome]:
         beside, posts = Outcome(), requests("cifar10", DEADLINES_MS["cifar10"])
-        flood = asyncio.create_task(crowd(address(server), server.process.pid, posts, SATURATING * TIMES, 4))
+        flood = asyncio.create_task(crowd(address(server), server.pid, posts, SATURATING * TIMES, 4))
         await asyncio.sleep(2)
         await probe(address(server), "digits", 3, beside)
         return await flood, beside
