@@ -25,6 +25,8 @@ BETA_PRIOR_SD = np.array([0.5, 0.5, 1.0])
 # Of a class's weight, as a share of 1 / T, and of its bias, in nats.
 VECTOR_PRIOR_SD = (0.25, 0.5)
 MOST_KNOTS = 64
+# Shares of up to a million images differ by more, if they do.
+ROUNDING = 1e-13
 # Of the mean loss, in nats an image.
 GRADIENT_TOLERANCE = 1e-7
 NEWTON_STEPS = 50
@@ -100,7 +102,8 @@ def centred_isotonic(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles, Doubles]
     """Blocks of the isotonic regression of y on x, (N,) each → mean x, mean y and size of each block, increasing."""
     places, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     fitted = isotonic_regression(np.bincount(place, weights=y) / counts, sample_weight=counts)
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(fitted) > 0]))
+    # Two blocks of the same mean may differ by their rounding, and the map would be level between them.
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(fitted) > ROUNDING]))
     sizes = np.add.reduceat(counts, starts).astype(np.float64)
     return np.add.reduceat(places * counts, starts) / sizes, fitted[starts], sizes
 
