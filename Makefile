@@ -72,7 +72,7 @@ export: $(VENV)/dev ## export MODEL as bundle VERSION (the next); EXPORT='--bund
 
 cpp: $(VENV)/dev ## build the C++ programs into .cache/cpp (docs/cpp.md)
 	cmake -S export/cpp -B .cache/cpp -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
-	cmake --build .cache/cpp
+	cmake --build .cache/cpp --parallel
 
 cards: $(VENV)/dev ## write the model cards of the newest bundles anew, with their pictures (MODEL: of one only)
 	$(BIN)/python -m export cards $(if $(filter-out file,$(origin MODEL)),$(MODEL))

@@ -41,7 +41,7 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
 def built() -> Path:
     """Where the programs lie, built with warnings as errors."""
     configure = ["cmake", "--fresh", "-S", str(SOURCES), "-B", str(BUILD), f"-DPython3_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", str(BUILD)]):
+    for command in (configure, ["cmake", "--build", str(BUILD), "--parallel"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return BUILD
