@@ -56,7 +56,16 @@ def knn(features: Tensor, logits: Tensor, params: Tensors) -> Tensor:
     return -((features / length) @ params["knn_bank"]).amax(1)
 
 
-SCORES: dict[str, Score] = {"energy": energy, "vim": vim, "knn": knn}
+def kl_uniform(features: Tensor, logits: Tensor, params: Tensors) -> Tensor:
+    """−KL(uniform ‖ softmax) − log C, in nats: the mean of the log-probabilities (Huang et al. 2021, equation 3).
+
+    What outlier exposure teaches, so it suits networks that were. Unlike energy it takes no notice of what is added to
+    all logits alike, which training leaves open.
+    """
+    return torch.log_softmax(logits, dim=1).mean(1)
+
+
+SCORES: dict[str, Score] = {"energy": energy, "vim": vim, "knn": knn, "kl_uniform": kl_uniform}
 
 
 def fit_nothing(net: Network, seen: Seen) -> dict[str, Array]:
@@ -85,7 +94,7 @@ def fit_knn(net: Network, seen: Seen) -> dict[str, Array]:
     return {"knn_bank": (bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)).T.astype(np.float32)}
 
 
-FITS: dict[str, Fit] = {"energy": fit_nothing, "vim": fit_vim, "knn": fit_knn}
+FITS: dict[str, Fit] = {"energy": fit_nothing, "vim": fit_vim, "knn": fit_knn, "kl_uniform": fit_nothing}
 
 
 @torch.inference_mode()

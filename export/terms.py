@@ -100,4 +100,5 @@ SCORES = {
     "energy": "the energy −ln Σ exp(logits) (Liu et al. 2020)",
     "vim": "the energy and what of the features lies off their principal space (Wang et al. 2022)",
     "knn": "the distance to the nearest of some training images (Sun et al. 2022)",
+    "kl_uniform": "how near the probabilities are to being even, the mean of their logarithms (Huang et al. 2021)",
 }

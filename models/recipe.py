@@ -42,12 +42,13 @@ class Optimizers(Protocol):
 class Strangers:
     """Images of no class, to be answered evenly (outlier exposure: Hendrycks et al. 2019, equation 2).
 
-    images: for what the network is fed, (N, H, W, 3) uint8.
+    images: for what the network is fed, (N, H, W, 3) uint8. augment: what is done to them, to the end.
     per_batch: how many go with each batch of images that have a class.
     weight: of their mean cross-entropy from the even answer, in the loss.
     """
 
     images: Callable[[InputSpec], Pixels]
+    augment: Augment
     per_batch: int
     weight: float
 

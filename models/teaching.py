@@ -173,13 +173,13 @@ def _step(teaching: Teaching, chosen: Tensor) -> float:
 
 def _batch(teaching: Teaching, chosen: Tensor) -> Tensor:
     """The images with these indices and then as many strangers as the recipe invites, augmented."""
-    recipe, run = teaching.recipe, teaching.run
-    epoch, generator = run.progress.epoch, run.generator
+    recipe, invitation, strangers = teaching.recipe, teaching.recipe.strangers, teaching.strangers
+    epoch, generator = teaching.run.progress.epoch, teaching.run.generator
     images = recipe.augment(teaching.training.images[chosen], epoch, chosen, generator)
-    if recipe.strangers is None or teaching.strangers is None:
+    if invitation is None or strangers is None:
         return images
-    invited = torch.randint(len(teaching.strangers), (recipe.strangers.per_batch,), generator=generator)
-    return torch.cat((images, recipe.augment(teaching.strangers[invited], epoch, invited, generator)))
+    invited = torch.randint(len(strangers), (invitation.per_batch,), generator=generator)
+    return torch.cat((images, invitation.augment(strangers[invited], epoch, invited, generator)))
 
 
 def _rates(run: Run) -> list[float]:

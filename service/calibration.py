@@ -30,6 +30,11 @@ def energy(logits: Floats) -> Floats:
     return np.asarray(-(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))))
 
 
+def evenness(logits: Floats) -> Floats:
+    """The mean of the log-probabilities, −KL(uniform ‖ softmax) − log C, in nats; higher is stranger. (N, C) → (N,)."""
+    return np.asarray(logits.mean(axis=1) + energy(logits))
+
+
 def fit_temperature(logits: Floats, labels: Labels, prior_sd: float = LOG_TEMPERATURE_SD) -> float:
     """The temperature of greatest posterior density (Guo et al. 2017, equation 9, with a log-normal prior).
 

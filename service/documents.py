@@ -17,7 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0.05, le=20)]
 Split = Literal["fit", "conformal", "eval"]
 Method = Literal["identity", "map_temperature", "beta_pooled", "isotonic_pooled", "vector"]
-OodMethod = Literal["energy", "vim", "knn"]
+OodMethod = Literal["energy", "vim", "knn", "kl_uniform"]
 # What a network computes in: as it was trained, or what was made of that.
 VariantPrecision = Literal["int8", "fp16"]
 Precision = Literal["float32", VariantPrecision]

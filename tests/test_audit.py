@@ -144,6 +144,16 @@ def test_a_score_of_another_s_making_is_noticed() -> None:
     assert "not its energy" in str(disagreement(replace(ANSWERS, ood_score=calm, is_ood=none), SOUND))
 
 
+def test_a_score_is_how_even_the_probabilities_are() -> None:
+    """Where the document says so; one image less strange by a little is noticed."""
+    score = torch.log_softmax(torch.from_numpy(ANSWERS.logits), 1).mean(1).numpy()
+    of = SOUND.model_copy(update={"ood": SOUND.ood.model_copy(update={"method": "kl_uniform", "threshold": -4.0})})
+    assert disagreement(replace(ANSWERS, ood_score=score, is_ood=score > -4), of) is None
+    forged = score.copy()
+    forged[5] -= 0.1
+    assert "how even" in str(disagreement(replace(ANSWERS, ood_score=forged, is_ood=forged > -4), of))
+
+
 def test_a_score_of_another_method_is_its_own() -> None:
     """Not the energy, and compared with the threshold all the same."""
     of = SOUND.model_copy(update={"ood": SOUND.ood.model_copy(update={"method": "vim", "threshold": 1.0})})

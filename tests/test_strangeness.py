@@ -7,7 +7,10 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from scipy.special import logsumexp
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import logsumexp, softmax
+from scipy.stats import entropy
 from torch import Tensor
 
 from export import strangeness
@@ -105,6 +108,19 @@ def test_vim_is_that_of_the_paper() -> None:
     np.testing.assert_allclose(np.linalg.norm(off, axis=1), norms, rtol=1e-4)
     expected = virtual + calibration.energy(of.logits.astype(np.float64))
     np.testing.assert_allclose(score("vim", of, params), expected, rtol=1e-4, atol=1e-3)
+
+
+@given(st.integers(0, 2**32), st.floats(-50, 50))
+def test_kl_uniform_is_the_divergence_from_even_probabilities(seed: int, added: float) -> None:
+    """By scipy, but for the number of classes; greatest where all are alike, and whatever is added to all logits."""
+    logits = np.random.default_rng(seed).normal(scale=4, size=(20, CLASSES)).astype(np.float32)
+    found = score("kl_uniform", Seen(np.zeros((20, 1), np.float32), logits), {})
+    divergence = entropy(np.full((1, CLASSES), 1 / CLASSES), softmax(logits.astype(np.float64), 1), axis=1)
+    np.testing.assert_allclose(found, -divergence - np.log(CLASSES), rtol=1e-5, atol=1e-5)
+    lifted = Seen(np.zeros((20, 1), np.float32), logits + np.float32(added))
+    np.testing.assert_allclose(score("kl_uniform", lifted, {}), found, atol=1e-4)
+    even = Seen(np.zeros((1, 1), np.float32), np.zeros((1, CLASSES), np.float32))
+    assert score("kl_uniform", even, {})[0] == pytest.approx(-np.log(CLASSES), abs=1e-6)
 
 
 def test_vim_orders_images_as_the_virtual_probability_does() -> None:
