@@ -112,7 +112,8 @@ def test_ten_times_the_load_costs_no_answers(server: Server, model: str, capsys:
     Less than a third of the peak is a collapse: of a service that decodes what it then refuses it was a twentieth.
     `python -m tests.abuse.overload` measures it.
     """
-    posts, shares, costs, p99s = requests(model, DEADLINES_MS[model]), [0.0], [math.inf], []
+    posts, shares, costs = requests(model, DEADLINES_MS[model]), [0.0], [math.inf]
+    p99s: list[float] = []
     while (max(shares) < 0.8 or min(costs) > 1 / 3) and len(p99s) < 4:
         peak = asyncio.run(crowd(address(server), server.pid, posts, SATURATING, 2))
         flood = asyncio.run(crowd(address(server), server.pid, posts, SATURATING * TIMES, 2))
