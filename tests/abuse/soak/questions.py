@@ -172,9 +172,9 @@ def _results(body: bytes) -> list[dict[str, Any]]:
         {
             "request_id": told["request_id"],
             "predictions": [{"label": told["labels"][int(row.argmax())], "probability": float(row.max())}],
-            "ood": {"score": float(energy)},
+            "ood": {"score": float(score)},
         }
-        for row, energy in zip(arrays["probabilities"], arrays["energy"], strict=True)
+        for row, score in zip(arrays["probabilities"], arrays["ood_score"], strict=True)
     ]
 
 
