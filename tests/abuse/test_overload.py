@@ -106,11 +106,11 @@ def address(server: Server) -> tuple[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cifar10", "digits"])
 def test_ten_times_the_load_costs_no_answers(server: Server, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It goes on answering: a refusal takes a third of an answer's CPU time at the most, and is as promised.
+    """It does not collapse: half as many as at the peak at the least; the rest is refused as promised.
 
-    How many answers that leaves depends on how much of the machine the clients leave, who want ten times as much of it.
-    Less than a third of the peak is a collapse: of a service that decodes what it then refuses it was a twentieth.
-    `python -m tests.abuse.overload` measures it.
+    The clients run on the same cores and want ten times as much of them, so on a busy machine the peak itself is
+    theirs to lose. What is the service's own: a refusal takes a third of an answer's CPU time at the most.
+    `python -m tests.abuse.overload` measures both.
     """
     posts, shares, costs = requests(model, DEADLINES_MS[model]), [0.0], [math.inf]
     p99s: list[float] = []
@@ -124,7 +124,7 @@ def test_ten_times_the_load_costs_no_answers(server: Server, model: str, capsys:
     with capsys.disabled():
         print(f"\n  {model}: {max(shares):.1%} of the peak; p99 of what is served {min(p99s):.0f} ms")
         print(f"  a refusal takes {min(costs):.1%} of an answer's CPU time")
-    assert max(shares) >= 1 / 3
+    assert max(shares) >= 0.5
     assert min(costs) <= 1 / 3
     # A batch that has begun by then is not stopped.
     assert min(p99s) <= DEADLINES_MS[model] + 250
