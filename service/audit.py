@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service import calibrators
 from service.backends import Outputs
-from service.calibration import energy, evenness
+from service.calibration import energy, kl_uniform
 from service.documents import PARAMS, Calibration, Manifest
 from service.files import sha256
 from service.images import InputSpec, Pixels
@@ -92,7 +92,7 @@ def _disagreements(answers: Outputs, calibration: Calibration) -> Iterator[str]:
     if calibration.ood.method == "energy" and not np.array_equal(answers.ood_score, answers.energy):
         yield "its score of strangeness is not its energy"
     if calibration.ood.method == "kl_uniform" and not np.allclose(
-        answers.ood_score, evenness(logits), rtol=1e-5, atol=ENERGY_TOLERANCE
+        answers.ood_score, kl_uniform(logits), rtol=1e-5, atol=ENERGY_TOLERANCE
     ):
         yield "its score of strangeness is not how even its probabilities are"
     if not np.isfinite(answers.ood_score).all():

@@ -30,7 +30,7 @@ def energy(logits: Floats) -> Floats:
     return np.asarray(-(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))))
 
 
-def evenness(logits: Floats) -> Floats:
+def kl_uniform(logits: Floats) -> Floats:
     """The mean of the log-probabilities, −KL(uniform ‖ softmax) − log C, in nats; higher is stranger. (N, C) → (N,)."""
     return np.asarray(logits.mean(axis=1) + energy(logits))
 
