@@ -6,6 +6,7 @@ shall be.
 """
 
 import argparse
+import ctypes
 import logging
 import os
 import shutil
@@ -14,6 +15,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -29,6 +34,8 @@ from service.worker import Worker
 
 # How long a worker that has lost its supervisor takes to end, at most.
 ORPHAN_S = 28.0
+# Of prctl: the signal a process gets when its parent ends (linux/prctl.h).
+PR_SET_PDEATHSIG = 1
 LOG_FORMAT = "%(asctime)s [%(levelname)s] [worker:{number}] %(message)s"
 
 
@@ -73,11 +80,8 @@ def end_with(supervisor: int) -> None:
     threading.Thread(target=wait, name="orphan", daemon=True).start()
 
 
-def check(settings: Settings) -> bool:
-    """Raise StartupError for whatever would keep the workers from starting, and prepare what they need.
-
-    Returns whether that took memory which only a new process gives back.
-    """
+def check(settings: Settings) -> None:
+    """Raise StartupError for whatever would keep the workers from starting, and prepare what they need."""
     gate.check(settings)
     feedback.check(settings)
     if settings.tls:
@@ -85,13 +89,52 @@ def check(settings: Settings) -> bool:
     bundles = bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant)
     if settings.backend == "torchscript":
         check_vouched(found.seal for found in bundles.values())
-    chosen = (settings.backend, settings.device) != ("onnx", "auto")
-    first = not settings.compiled.is_dir()
-    registry.check(bundles, settings, None if first else settings.compiled)
+    first = _first(settings)
+    registry.check(bundles, settings, settings.compiled)
     if first:
-        # The first start on this machine, and nobody else works yet.
+        # Nobody else works yet.
         registry.prepare(settings, settings.compiled)
-    return chosen or first
+
+
+def takes_memory(settings: Settings) -> bool:
+    """Whether `check` takes memory that only the end of its process gives back."""
+    return _first(settings) or (settings.backend, settings.device) != ("onnx", "auto")
+
+
+def _first(settings: Settings) -> bool:
+    """Whether it is the first start on this machine."""
+    return not settings.compiled.is_dir()
+
+
+def apart(check: Callable[[], None]) -> bool:
+    """Whether `check` finds nothing wrong, in a process of its own that ends with this one.
+
+    Forked, for importing all this again takes half a second. There is no other thread yet.
+    """
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() == parent:
+                check()
+                status = 0
+        except StartupError as error:
+            print(f"trueodds: {error}", file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        # It could not say why; the supervisor tells of the signal.
+        with suppress(OSError):
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    return status == 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,26 +145,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--life", type=int, help="descriptor of a pipe that ends with the supervisor")
     parser.add_argument("--tell", type=int, help="descriptor to write the number of workers to, once they may start")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.WARNING,
-        handlers=[LinesHandler(Lines(sys.stdout, "log"))],
-        format=LOG_FORMAT.format(number=arguments.number),
-        datefmt="%Y-%m-%dT%H:%M:%S%z",
-    )
-    if arguments.life is not None:
-        end_with(arguments.life)
     try:
         settings = Settings.from_environment()
+        first = arguments.tell is not None
+        checks_apart = first and takes_memory(settings)
+        if checks_apart and not apart(partial(_checked, settings, arguments.number)):
+            return 1
+        _log(arguments.number)
+        if arguments.life is not None:
+            end_with(arguments.life)
+        if first and not checks_apart:
+            check(settings)
         listening = [socket.socket(fileno=descriptor) for descriptor in arguments.socket]
-        if arguments.tell is not None:
-            heavy = check(settings)
+        if first:
             tell(arguments.tell, settings, listening)
-            if heavy:
-                _start_anew(arguments.socket, arguments.number, arguments.life)
         return int(not serve(settings, listening, arguments.number))
     except StartupError as error:
         print(f"trueodds: {error}", file=sys.stderr)
         return 1
+
+
+def _log(number: int) -> None:
+    logging.basicConfig(
+        level=logging.WARNING,
+        handlers=[LinesHandler(Lines(sys.stdout, "log"))],
+        format=LOG_FORMAT.format(number=number),
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+
+
+def _checked(settings: Settings, number: int) -> None:
+    _log(number)
+    check(settings)
 
 
 def tell(supervisor: int, settings: Settings, listening: list[socket.socket]) -> None:
@@ -138,12 +193,6 @@ def tell(supervisor: int, settings: Settings, listening: list[socket.socket]) ->
     address = ", for operators ".join(urls)
     os.write(supervisor, f"{settings.worker_count} {settings.drain_s:g} {settings.start_s} {address}\n".encode())
     os.close(supervisor)
-
-
-def _start_anew(listening: list[int], number: int, life: int | None) -> None:
-    worker = ["service.launch", "--number", str(number), "--socket", *map(str, listening)]
-    worker += [] if life is None else ["--life", str(life)]
-    os.execv(sys.executable, [sys.executable, "-m", *worker])  # noqa: S606  no shell is wanted  # nosec B606
 
 
 if __name__ == "__main__":

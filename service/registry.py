@@ -110,8 +110,13 @@ def prepare(settings: Settings, cache: Path) -> None:
 
     On a machine that is still quiet, and for memory that no worker then holds. Raises StartupError.
     """
-    for found in bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant).values():
-        _loaded(found, settings, cache)
+    bundles = bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant).values()
+    load = BACKENDS[settings.backend]
+    # Much of it is done by processes of its own.
+    with ThreadPoolExecutor() as side_by_side:
+        backends = side_by_side.map(lambda found: tuning.loaded(load, found, settings, cache), bundles)
+    for found, backend in zip(bundles, backends, strict=True):
+        tuning.tuned(found, backend, cache)
 
 
 def check(bundles: Mapping[str, Bundle], settings: Settings, cache: Path | None = None) -> None:

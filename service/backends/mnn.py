@@ -24,7 +24,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -42,7 +44,7 @@ from service.files import sha256
 from service.images import Pixels
 from service.seal import ModelFile
 
-MODEL, GRAPH, VERDICT = "model.onnx", "graph.mnn", "verdict.json"
+MODEL, GRAPH, ANSWERS, VERDICT = "model.onnx", "graph.mnn", "answers.npz", "verdict.json"
 # Changes when what is written here, or how it is judged, changes.
 FORMAT = 3
 # Of outputs that are no floats.
@@ -59,6 +61,8 @@ TRY = (
     "try_out(Path(sys.argv[1]), sys.argv[2], (int(sys.argv[3]), int(sys.argv[4])))"
 )
 TIMEOUT_S = 120
+
+_silence = threading.Lock()
 
 Forward = Callable[[Pixels], Outputs]
 # Height and width.
@@ -182,7 +186,8 @@ def _write(model: ModelFile, expected: Forward, shape: Callable[[], Size], folde
     if not refused:
         with opened(folder) as files:
             digest = files.digest(GRAPH)
-        refused = _crash(graph, digest, size) or _disagreement(MnnNetwork(graph, digest, 1), expected, size)
+        refused = _disagreement(graph, digest, expected, size)
+        (folder / ANSWERS).unlink(missing_ok=True)
     if refused:
         graph.unlink(missing_ok=True)
     (folder / VERDICT).write_text(json.dumps(asdict(Verdict(None if refused else digest, refused))))
@@ -199,19 +204,30 @@ def _convert(model: Path, graph: Path) -> str | None:
     return None
 
 
-def _crash(graph: Path, digest: str, shape: Size) -> str | None:
-    """Why a converted network must not be run in a process that anybody needs."""
-    status = _status(TRY, str(graph), digest, *map(str, shape))
+def _disagreement(graph: Path, digest: str, expected: Forward, shape: Size) -> str | None:
+    """Why a converted network must not be run in a process that anybody needs: it crashes, or answers otherwise."""
+    with ThreadPoolExecutor(1) as beside:
+        trial = beside.submit(_status, TRY, str(graph), digest, *map(str, shape))
+        right = {size: expected(_pictures(size, shape)) for size in SIZES_COMPARED}
+        status = trial.result()
     if status is None:
         return f"converted, it does not answer within {TIMEOUT_S} s"
-    return f"converted, it cannot be run (exit status {status})" if status else None
+    if status:
+        return f"converted, it cannot be run (exit status {status})"
+    with np.load(graph.with_name(ANSWERS)) as answers:
+        for size in SIZES_COMPARED:
+            given = Outputs(*(answers[f"{size}/{name}"] for name in OUTPUTS))
+            if found := disagreement(given, right[size]):
+                return f"for {size} images at once, {found}"
+    return None
 
 
 def try_out(graph: Path, digest: str, shape: Size) -> None:
-    """Run a converted network on as many images at once as are compared later."""
+    """Run a converted network on each number of images at once that is compared, and write its answers beside it."""
     network = MnnNetwork(graph, digest, 1)
-    for size in SIZES_COMPARED:
-        network.forward(_pictures(size, shape))
+    answers = {size: network.forward(_pictures(size, shape)) for size in SIZES_COMPARED}
+    arrays = {f"{size}/{name}": getattr(each, name) for size, each in answers.items() for name in OUTPUTS}
+    np.savez(graph.with_name(ANSWERS), **arrays)
 
 
 def _status(program: str, *arguments: str) -> int | None:
@@ -224,19 +240,6 @@ def _status(program: str, *arguments: str) -> int | None:
         ).returncode
     except subprocess.TimeoutExpired:
         return None
-
-
-def _disagreement(network: MnnNetwork, expected: Forward, shape: Size) -> str | None:
-    try:
-        for size in SIZES_COMPARED:
-            pixels = _pictures(size, shape)
-            with _silenced():
-                answers = network.forward(pixels)
-            if found := disagreement(answers, expected(pixels)):
-                return f"for {size} images at once, {found}"
-    except BackendError as error:
-        return str(error).rstrip(".")
-    return None
 
 
 def _pictures(count: int, shape: Size) -> Pixels:
@@ -271,20 +274,22 @@ def _unchangeable(content: bytes) -> Iterator[str]:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """MNN tells of itself on standard output, where the access log goes."""
-    try:
-        saved = os.dup(1)
-    except OSError:
-        # Standard output is closed.
-        yield
-        return
-    # C's buffer, which it would empty later.
-    flush = ctypes.CDLL(None).fflush
-    flush(None)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
+    # A second thread would take the silence for what is to be restored.
+    with _silence:
+        try:
+            saved = os.dup(1)
+        except OSError:
+            # Standard output is closed.
+            yield
+            return
+        # C's buffer, which it would empty later.
+        flush = ctypes.CDLL(None).fflush
         flush(None)
-        os.dup2(saved, 1)
-        os.close(saved)
+        try:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+            yield
+        finally:
+            flush(None)
+            os.dup2(saved, 1)
+            os.close(saved)
