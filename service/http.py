@@ -5,12 +5,12 @@ of its Python client. Nothing else reaches BentoML, whose metrics grow with ever
 """
 
 import asyncio
-import ctypes
 import gc
 import time
 from functools import partial
 from typing import Any, Protocol
 
+from service import allocator
 from service.access_log import AccessLog
 from service.binary import wanted
 from service.classifier import BYTES_DECODED_ON_LOOP, Classifier
@@ -37,8 +37,6 @@ from service.responses import INERT, Response
 from service.settings import Settings
 
 MODELS = "/v1/models"
-# Free memory that a worker keeps, and by their numbers the options of glibc that say so.
-KEPT_BYTES, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 4 * 1024 * 1024, -1, -3
 # For whoever opens the address in a browser.
 START = {"models": MODELS, "openapi": "/docs.json", "metrics": "/metrics", "ready": "/readyz", "alive": "/livez"}
 
@@ -101,7 +99,7 @@ class Front:
         # What start-up left on the heap stays: walking it in every full collection costs 60 to 250 ms each.
         gc.collect()
         gc.freeze()
-        _arrange_memory()
+        allocator.arrange()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -263,20 +261,6 @@ def _exposition(worker: Worker) -> bytes:
 def _count(worker: Worker, model: str, method: str, path: str, request_id: str, status: int, seconds: float) -> None:
     worker.metrics.request(model, status, seconds)
     worker.log.request(request_id, method, path, status, seconds)
-
-
-def _arrange_memory() -> None:
-    """What start-up needed for a moment, some 15 MB, goes back to the system, and what requests need stays.
-
-    As it comes, the C library gives a body of a few hundred kB back as soon as it is freed, and the next one's pages
-    have to be made anew: 70 page faults a request, 3 µs an image of 32 × 32. Where the C library can do all that.
-    """
-    library = ctypes.CDLL(None)
-    trim, option = getattr(library, "malloc_trim", None), getattr(library, "mallopt", None)
-    if trim and option:
-        trim(0)
-        option(M_TRIM_THRESHOLD, KEPT_BYTES)
-        option(M_MMAP_THRESHOLD, KEPT_BYTES // 4)
 
 
 def _check_method(request: Request, method: str) -> None:

@@ -208,7 +208,7 @@ def _disagreement(graph: Path, digest: str, expected: Forward, shape: Size) -> s
     """Why a converted network must not be run in a process that anybody needs: it crashes, or answers otherwise."""
     with ThreadPoolExecutor(1) as beside:
         trial = beside.submit(_status, TRY, str(graph), digest, *map(str, shape))
-        right = {size: expected(_pictures(size, shape)) for size in SIZES_COMPARED}
+        right = {size: expected(_pictures(size, shape)) for size in reversed(SIZES_COMPARED)}
         status = trial.result()
     if status is None:
         return f"converted, it does not answer within {TIMEOUT_S} s"
@@ -225,7 +225,7 @@ def _disagreement(graph: Path, digest: str, expected: Forward, shape: Size) -> s
 def try_out(graph: Path, digest: str, shape: Size) -> None:
     """Run a converted network on each number of images at once that is compared, and write its answers beside it."""
     network = MnnNetwork(graph, digest, 1)
-    answers = {size: network.forward(_pictures(size, shape)) for size in SIZES_COMPARED}
+    answers = {size: network.forward(_pictures(size, shape)) for size in reversed(SIZES_COMPARED)}
     arrays = {f"{size}/{name}": getattr(each, name) for size, each in answers.items() for name in OUTPUTS}
     np.savez(graph.with_name(ANSWERS), **arrays)
 
