@@ -1,6 +1,6 @@
 """Fit what a response promises on held-out images, and see that it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from export.conformal import least_risk
 from export.gates import CalibrationError, CalibratorError, Verdict
 from export.graph import Answering
 from export.promises import Promises
-from export.selection import Selection, select
+from export.selection import Selection, cross_calibrated, select
 from export.splits import HeldOut, Split
 from export.strangeness import Array, Seen
 from models.network import Network
@@ -60,16 +60,19 @@ def fit(held: HeldOut, promises: Promises) -> Fitted:
     """
     gates.check_disjoint({"test" if name == "eval" else name: digest for name, digest in held.digests().items()})
     _check_finite(held)
-    selection, improvement = _improving(_selected(held.fit, promises), held.conformal)
+    chosen = _selected(held.fit, promises)
+    tried = _improvement(chosen, held)
+    improves = all(verdict.passed for verdict in tried)
+    selection = chosen if improves else _identity(chosen)
     gates.check_parameters(selection.params)
     test = calibrated(selection, held.eval.logits)
     gates.check_spread(calibrated(_identity(selection), held.eval.logits), test)
     verdicts = (
-        *improvement,
+        *(tried if improves else _improvement(selection, held)),
         *gates.calibration(test, held.eval.labels),
         gates.argmax_kept(selection.chosen, held.eval.logits, test),
     )
-    gates.require(verdicts)
+    gates.require(verdicts, "" if improves else _fallen_back(chosen, tried))
     confident, labels = calibrated(selection, held.conformal.logits), held.conformal.labels
     levels, abstention = _conformal(confident, labels, promises), _abstention(confident, labels, promises)
     return Fitted(selection, levels, abstention, verdicts)
@@ -107,23 +110,25 @@ def _selected(split: Split, promises: Promises) -> Selection:
         raise CalibrationError(f"no method can be fitted: {error}") from error
 
 
-def _improving(selection: Selection, conformal: Split) -> tuple[Selection, tuple[Verdict, Verdict]]:
-    """The selection if it passes gate 1, else the identity; with the verdicts on what is returned."""
-    verdicts = _improvement(selection, conformal)
-    if all(verdict.passed for verdict in verdicts):
-        return selection, verdicts
-    identity = _identity(selection)
-    return identity, _improvement(identity, conformal)
-
-
 def _identity(selection: Selection) -> Selection:
     return replace(selection, chosen="identity", params={})
 
 
-def _improvement(selection: Selection, conformal: Split) -> tuple[Verdict, Verdict]:
-    """Gate 1; on the images that only thresholds are fitted on, so that the test set is touched once."""
-    raw = calibrated(_identity(selection), conformal.logits)
-    return gates.improvement(raw, calibrated(selection, conformal.logits), conformal.labels)
+def _fallen_back(chosen: Selection, tried: Sequence[Verdict]) -> str:
+    failed = "; ".join(verdict.sentence for verdict in tried if not verdict.passed)
+    return (
+        f"the network is taken uncalibrated, for {chosen.chosen} does not improve on it for certain ({failed}); then "
+    )
+
+
+def _improvement(selection: Selection, held: HeldOut) -> tuple[Verdict, Verdict]:
+    """Gate 1, on all images but the test set, which is touched once: each calibrated by what was fitted without it."""
+    fit, conformal = held.fit, held.conformal
+    identity = _identity(selection)
+    without = cross_calibrated(selection.chosen, fit.logits, fit.labels, selection.seed)
+    raw = np.concatenate([calibrated(identity, fit.logits), calibrated(identity, conformal.logits)])
+    anew = np.concatenate([without.astype(np.float32), calibrated(selection, conformal.logits)])
+    return gates.improvement(raw, anew, np.concatenate([fit.labels, conformal.labels]))
 
 
 def _conformal(p: Floats, labels: Labels, promises: Promises) -> list[Conformal]:

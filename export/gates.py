@@ -62,18 +62,20 @@ class Verdict:
 
 
 class GateError(CalibrationError):
-    """Tells every failed gate with its figures and its remedy."""
+    """Tells every failed gate with its figures and its remedy, after `introduction`."""
 
-    def __init__(self, failed: Sequence[Verdict]) -> None:
-        super().__init__("\n".join(f"{verdict.sentence}: {REMEDIES[verdict.name]}" for verdict in failed))
+    def __init__(self, failed: Sequence[Verdict], introduction: str = "") -> None:
+        super().__init__(
+            introduction + "\n".join(f"{verdict.sentence}: {REMEDIES[verdict.name]}" for verdict in failed)
+        )
         self.failed = tuple(failed)
 
 
-def require(verdicts: Sequence[Verdict]) -> None:
-    """Raises GateError unless every gate is passed."""
+def require(verdicts: Sequence[Verdict], introduction: str = "") -> None:
+    """Raises GateError, which begins with `introduction`, unless every gate is passed."""
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
-        raise GateError(failed)
+        raise GateError(failed, introduction)
 
 
 def improvement(raw: Floats, calibrated: Floats, labels: Labels, seed: int = 0) -> tuple[Verdict, Verdict]:

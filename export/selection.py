@@ -68,14 +68,18 @@ def candidates(errors: int, opt_in: frozenset[str] = frozenset()) -> tuple[str, 
 
 def cross_validated(method: str, logits: Floats, labels: Labels, seed: int) -> npt.NDArray[np.float64]:
     """−ln p_y of each image, in nats, by the parameters fitted without its fold. (N, C), (N,) → (N,)."""
+    return _losses(cross_calibrated(method, logits, labels, seed), labels)
+
+
+def cross_calibrated(method: str, logits: Floats, labels: Labels, seed: int) -> Floats:
+    """The probabilities of each image, by the parameters fitted without its fold. (N, C), (N,) → (N, C)."""
     wide = np.asarray(logits, np.float64)
     folds = fold_numbers(wide.argmax(1) != labels, seed)
-    losses = np.empty(len(labels))
+    calibrated = np.empty_like(wide)
     for fold in range(FOLDS):
         held = folds == fold
-        params = FITS[method](wide[~held], labels[~held])
-        losses[held] = _losses(probabilities(method, wide[held], params), labels[held])
-    return losses
+        calibrated[held] = probabilities(method, wide[held], FITS[method](wide[~held], labels[~held]))
+    return calibrated
 
 
 def fold_numbers(wrong: npt.NDArray[np.bool_], seed: int) -> npt.NDArray[np.intp]:

@@ -120,10 +120,22 @@ def test_without_an_alarm_nothing_is_calibrated_anew(tmp_path: Any) -> None:
 @pytest.mark.slow
 @needs_data
 def test_a_calibration_that_would_not_keep_the_promise_is_not_served(tmp_path: Any) -> None:
-    """Few labels of images so odd that most are out of distribution: exit 1, with how many are wanting."""
+    """By −60° a 6 is taken for a 5, which no temperature mends: exit 1, with the gate's figures."""
+    ended = looped(tmp_path, "--degrees", "-60", "--labels", "6000", "--risk", "0.5")
+    assert ended.returncode == 1
+    assert re.search(r"alarm at label \d+ of 6000", ended.stdout)
+    assert re.search(
+        r"^recalibrate: .*(classwise ECE|ECE-15) is \d.*, by chance alone it would be at most", ended.stderr, re.M
+    )
+    assert "after:" not in ended.stdout
+
+
+@pytest.mark.slow
+@needs_data
+def test_labels_that_are_too_few_are_told(tmp_path: Any) -> None:
+    """Of images so odd that most are out of distribution: exit 1, with how many are wanting."""
     ended = looped(tmp_path, "--degrees", "-60", "--labels", "400", "--risk", "0.5")
     assert ended.returncode == 1
-    assert re.search(r"alarm at label \d+ of 400", ended.stdout)
     assert re.search(
         r"^recalibrate: of random answers in distribution under \S+ \d+ have a label; 200 ", ended.stderr, re.M
     )
