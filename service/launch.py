@@ -118,7 +118,9 @@ def apart(check: Callable[[], None]) -> bool:
     if child == 0:
         status = 1
         try:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            # Where there is such a thing.
+            if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() == parent:
                 check()
                 status = 0

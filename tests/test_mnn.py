@@ -293,6 +293,22 @@ def test_a_network_that_crashes_it_is_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("written", ["b''", "b'PK and no more'", "__import__('pickle').dumps(0)"])
+def test_a_trial_that_ends_without_its_answers_is_none(
+    guest: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """A library may end its process as if all were well."""
+    monkeypatch.setattr(mnn, "TRY", f"import os, sys; os.write(int(sys.argv[5]), {written})")
+    with pytest.raises(BackendError, match="answers cannot be read"):
+        mnn.load(
+            model_file(guest, onnx.FILE, None),
+            1,
+            lambda pixels: reference(guest, pixels),
+            lambda: (SIZE, SIZE),
+            None,
+        )
+
+
 def test_nothing_is_printed_where_the_log_goes(guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Standard output is for the access log's JSON; the library likes to tell of itself there."""
     loaded(guest, tmp_path).forward(random_pixels(2))

@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -44,7 +45,7 @@ from service.files import sha256
 from service.images import Pixels
 from service.seal import ModelFile
 
-MODEL, GRAPH, ANSWERS, VERDICT = "model.onnx", "graph.mnn", "answers.npz", "verdict.json"
+MODEL, GRAPH, VERDICT = "model.onnx", "graph.mnn", "verdict.json"
 # Changes when what is written here, or how it is judged, changes.
 FORMAT = 3
 # Of outputs that are no floats.
@@ -58,9 +59,11 @@ CONVERT = (
 )
 TRY = (
     "import sys; from pathlib import Path; from service.backends.mnn import try_out;"
-    "try_out(Path(sys.argv[1]), sys.argv[2], (int(sys.argv[3]), int(sys.argv[4])))"
+    "try_out(Path(sys.argv[1]), sys.argv[2], (int(sys.argv[3]), int(sys.argv[4])), int(sys.argv[5]))"
 )
 TIMEOUT_S = 120
+# What numpy raises where a process ended before it had written its answers.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, BadZipFile)
 
 _silence = threading.Lock()
 
@@ -187,7 +190,6 @@ def _write(model: ModelFile, expected: Forward, shape: Callable[[], Size], folde
         with opened(folder) as files:
             digest = files.digest(GRAPH)
         refused = _disagreement(graph, digest, expected, size)
-        (folder / ANSWERS).unlink(missing_ok=True)
     if refused:
         graph.unlink(missing_ok=True)
     (folder / VERDICT).write_text(json.dumps(asdict(Verdict(None if refused else digest, refused))))
@@ -206,37 +208,47 @@ def _convert(model: Path, graph: Path) -> str | None:
 
 def _disagreement(graph: Path, digest: str, expected: Forward, shape: Size) -> str | None:
     """Why a converted network must not be run in a process that anybody needs: it crashes, or answers otherwise."""
-    with ThreadPoolExecutor(1) as beside:
-        trial = beside.submit(_status, TRY, str(graph), digest, *map(str, shape))
+    # In memory, for a full disk says nothing of a network.
+    with os.fdopen(os.memfd_create("answers"), "rb") as answers, ThreadPoolExecutor(1) as beside:
+        arguments = [str(graph), digest, *map(str, shape), str(answers.fileno())]
+        trial = beside.submit(_status, TRY, *arguments, keep=(answers.fileno(),))
         right = {size: expected(_pictures(size, shape)) for size in reversed(SIZES_COMPARED)}
         status = trial.result()
-    if status is None:
-        return f"converted, it does not answer within {TIMEOUT_S} s"
-    if status:
-        return f"converted, it cannot be run (exit status {status})"
-    with np.load(graph.with_name(ANSWERS)) as answers:
-        for size in SIZES_COMPARED:
-            given = Outputs(*(answers[f"{size}/{name}"] for name in OUTPUTS))
-            if found := disagreement(given, right[size]):
-                return f"for {size} images at once, {found}"
+        if status is None:
+            return f"converted, it does not answer within {TIMEOUT_S} s"
+        if status:
+            return f"converted, it cannot be run (exit status {status})"
+        answers.seek(0)
+        try:
+            arrays = np.load(answers)
+            given = {size: Outputs(*(arrays[f"{size}/{name}"] for name in OUTPUTS)) for size in SIZES_COMPARED}
+        except UNREADABLE as error:
+            return f"converted, its answers cannot be read ({error!r})"
+    for size in SIZES_COMPARED:
+        if found := disagreement(given[size], right[size]):
+            return f"for {size} images at once, {found}"
     return None
 
 
-def try_out(graph: Path, digest: str, shape: Size) -> None:
-    """Run a converted network on each number of images at once that is compared, and write its answers beside it."""
+def try_out(graph: Path, digest: str, shape: Size, into: int) -> None:
+    """Run a converted network on each number of images at once that is compared; its answers go to a descriptor."""
     network = MnnNetwork(graph, digest, 1)
     answers = {size: network.forward(_pictures(size, shape)) for size in reversed(SIZES_COMPARED)}
     arrays = {f"{size}/{name}": getattr(each, name) for size, each in answers.items() for name in OUTPUTS}
-    np.savez(graph.with_name(ANSWERS), **arrays)
+    with os.fdopen(into, "wb") as file:
+        np.savez(file, **arrays)
 
 
-def _status(program: str, *arguments: str) -> int | None:
-    """The exit status of a Python program that may print, and crash; None where it takes too long."""
+def _status(program: str, *arguments: str, keep: tuple[int, ...] = ()) -> int | None:
+    """The exit status of a Python program that may print, and crash; None where it takes too long.
+
+    keep: descriptors that it has too.
+    """
     command = [sys.executable, "-c", program, *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         return subprocess.run(  # noqa: S603  fixed programs over files of ours; no shell  # nosec B603
-            command, capture_output=True, timeout=TIMEOUT_S, check=False, env=environment
+            command, capture_output=True, timeout=TIMEOUT_S, check=False, env=environment, pass_fds=keep
         ).returncode
     except subprocess.TimeoutExpired:
         return None
