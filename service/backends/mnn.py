@@ -25,14 +25,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -62,8 +61,8 @@ TRY = (
     "try_out(Path(sys.argv[1]), sys.argv[2], (int(sys.argv[3]), int(sys.argv[4])), int(sys.argv[5]))"
 )
 TIMEOUT_S = 120
-# What numpy raises where a process ended before it had written its answers.
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, BadZipFile)
+# What is raised where a process ended before it had written its answers.
+UNREADABLE = (ValueError, KeyError, TypeError)
 
 _silence = threading.Lock()
 
@@ -124,8 +123,7 @@ class MnnNetwork:
         if len(answers) != len(OUTPUTS):
             raise BackendError(f"MNN gave no answer for {len(pixels)} images.")
         # What is read is memory of the network's, which its next run overwrites; flags are int32.
-        read = (answer.read() for answer in answers)
-        return Outputs(*(array.astype(TYPES.get(name, np.float32)) for name, array in zip(OUTPUTS, read, strict=True)))
+        return _outputs(answer.read() for answer in answers)
 
 
 def runtime() -> str | None:
@@ -220,8 +218,8 @@ def _disagreement(graph: Path, digest: str, expected: Forward, shape: Size) -> s
             return f"converted, it cannot be run (exit status {status})"
         answers.seek(0)
         try:
-            arrays = np.load(answers)
-            given = {size: Outputs(*(arrays[f"{size}/{name}"] for name in OUTPUTS)) for size in SIZES_COMPARED}
+            told = json.load(answers)
+            given = {size: _outputs(told[str(size)][name] for name in OUTPUTS) for size in SIZES_COMPARED}
         except UNREADABLE as error:
             return f"converted, its answers cannot be read ({error!r})"
     for size in SIZES_COMPARED:
@@ -234,9 +232,17 @@ def try_out(graph: Path, digest: str, shape: Size, into: int) -> None:
     """Run a converted network on each number of images at once that is compared; its answers go to a descriptor."""
     network = MnnNetwork(graph, digest, 1)
     answers = {size: network.forward(_pictures(size, shape)) for size in reversed(SIZES_COMPARED)}
-    arrays = {f"{size}/{name}": getattr(each, name) for size, each in answers.items() for name in OUTPUTS}
-    with os.fdopen(into, "wb") as file:
-        np.savez(file, **arrays)
+    told = {size: {name: getattr(each, name).tolist() for name in OUTPUTS} for size, each in answers.items()}
+    with os.fdopen(into, "w") as file:
+        json.dump(told, file)
+
+
+def _outputs(values: Iterable[Any]) -> Outputs:
+    """Copies of what is given in the order of OUTPUTS, with the types the service relies on."""
+    typed: Iterator[Any] = (
+        np.array(each, TYPES.get(name, np.float32)) for name, each in zip(OUTPUTS, values, strict=True)
+    )
+    return Outputs(*typed)
 
 
 def _status(program: str, *arguments: str, keep: tuple[int, ...] = ()) -> int | None:
