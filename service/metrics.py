@@ -8,7 +8,7 @@ import asyncio
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -36,6 +37,20 @@ RESERVED_BYTES = {"counter": 16 * 1024, "gauge_livemax": 16 * 1024, "histogram":
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
+class _OfAllWorkers(MultiProcessCollector):
+    """Adds up what all workers count in files of `folder`."""
+
+    def __init__(self, registry: CollectorRegistry, folder: Path) -> None:
+        super().__init__(registry, str(folder))  # type: ignore[no-untyped-call]
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        # A worker that starts makes a file before it fills it; the library would stumble over that.
+        files = [str(path) for path in self._folder.glob("*.db") if _filled(path)]
+        found: Iterable[Metric] = self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+        return found
+
+
 class Metrics:
     """The instruments. Labels take values from closed sets only, so that no client can make them grow."""
 
@@ -48,7 +63,7 @@ class Metrics:
         if folder:
             _reserve(folder)
             self._all = CollectorRegistry()
-            MultiProcessCollector(self._all, path=str(folder))  # type: ignore[no-untyped-call]
+            _OfAllWorkers(self._all, folder)
         self._requests = Counter(
             "trueodds_requests", "Requests answered by a /v1 route.", ("model", "status"), registry=registry
         )
@@ -140,6 +155,14 @@ def _reserve(folder: Path) -> None:
             except OSError:
                 path.unlink()
                 raise
+
+
+def _filled(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        # There was no room for it after all.
+        return False
 
 
 def _later(count: Callable[[], None]) -> None:

@@ -1,6 +1,10 @@
 """service.metrics: nothing is counted twice, nothing forgotten, and all of it as prometheus_client would."""
 
 import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from service import metrics
 from service.batching import BatchReport
 from service.metrics import SECONDS, Metrics
+from tests.conftest import ROOT
 
 AMOUNTS = st.one_of(st.sampled_from([0.0, *SECONDS, 11.0]), st.floats(0, 20))
 
@@ -75,3 +80,25 @@ def test_what_is_noted_is_counted_soon(note: str, monkeypatch: pytest.MonkeyPatc
             assert b'trueodds_%b_count{model="digits"} %d.0' % (name.encode(), number) in whole.exposition()
 
     asyncio.run(scenario())
+
+
+def test_a_worker_that_has_just_begun_does_not_hide_the_others(tmp_path: Path) -> None:
+    """Its files are there and empty; what the others count is told."""
+    program = f"""
+import sys
+from pathlib import Path
+from service.metrics import Metrics
+folder = Path({str(tmp_path)!r})
+metrics = Metrics(folder)
+metrics.request("digits", 200, 0.001)
+metrics.count()
+for kind in ("counter", "histogram", "gauge_all"):
+    (folder / f"{{kind}}_1.db").touch()
+sys.stdout.buffer.write(metrics.exposition())
+"""
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert 'trueodds_requests_total{model="digits",status="200"} 1.0' in ended.stdout
