@@ -95,7 +95,7 @@ def check(settings: Settings) -> None:
         # Optimising took 20 MB for a moment.
         allocator.give_back()
         # Nobody else works yet.
-        registry.prepare(settings, settings.compiled)
+        registry.prepare(bundles, settings, settings.compiled)
 
 
 def takes_memory(settings: Settings) -> bool:

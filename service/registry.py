@@ -23,7 +23,7 @@ from service.errors import BackendError, BundleError, StartupError, UnknownModel
 from service.images import Pixels
 from service.memory import Memories, Memory
 from service.pulse import Pulse
-from service.settings import Settings
+from service.settings import Settings, available_cores
 from service.tuning import Measured
 from service.turns import Turns
 
@@ -105,17 +105,16 @@ def load(
     return Registry(models, executor)
 
 
-def prepare(settings: Settings, cache: Path) -> None:
+def prepare(bundles: Mapping[str, Bundle], settings: Settings, cache: Path) -> None:
     """Compile and measure into `cache` what is not there yet: best in a process that ends before the workers start.
 
     On a machine that is still quiet, and for memory that no worker then holds. Raises StartupError.
     """
-    bundles = bundle.discover(settings.bundles, settings.models, settings.trust, settings.variant).values()
     load = BACKENDS[settings.backend]
     # Much of it is done by processes of its own.
-    with ThreadPoolExecutor() as side_by_side:
-        backends = side_by_side.map(lambda found: tuning.loaded(load, found, settings, cache), bundles)
-    for found, backend in zip(bundles, backends, strict=True):
+    with ThreadPoolExecutor(available_cores()) as side_by_side:
+        backends = side_by_side.map(lambda found: tuning.loaded(load, found, settings, cache), bundles.values())
+    for found, backend in zip(bundles.values(), backends, strict=True):
         tuning.tuned(found, backend, cache)
 
 

@@ -160,6 +160,27 @@ def test_a_method_that_does_not_improve_becomes_the_identity(monkeypatch: pytest
     np.testing.assert_array_equal(fitted.calibrated(logits), softmax(logits).astype(np.float32))
 
 
+def test_a_bare_network_that_fails_is_not_blamed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried first is told, and why it was not taken; then the gates of the network as it is."""
+    held = held_out(temperature=1.0)
+    monkeypatch.setattr(calibrate, "select", forced("map_temperature", temperature=2.0))
+    with pytest.raises(GateError) as refusal:
+        fit(replace(held, eval=part("eval", 1000, 4.0, 7)), EASY)
+    told = str(refusal.value)
+    assert told.startswith(
+        "the network is taken uncalibrated, for map_temperature does not improve on it for certain (NLL"
+    )
+    assert "); then ECE-15 is " in told
+    assert [verdict.name for verdict in refusal.value.failed] == ["ece_15", "classwise_ece_15"]
+
+
+def test_whether_it_improves_is_asked_of_the_fit_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images for thresholds that are too few to say so."""
+    held = held_out(temperature=1.2)
+    few = Split(held.conformal.logits[:40], held.conformal.labels[:40], "conformal")
+    assert fit(replace(held, conformal=few), replace(EASY, alphas=(0.1,), risk=0.6)).selection.chosen != "identity"
+
+
 def test_thresholds_come_from_the_conformal_split() -> None:
     """Each is that of the plain computation on it."""
     held = held_out()

@@ -136,6 +136,7 @@ def test_labels_that_are_too_few_are_told(tmp_path: Any) -> None:
     """Of images so odd that most are out of distribution: exit 1, with how many are wanting."""
     ended = looped(tmp_path, "--degrees", "-60", "--labels", "400", "--risk", "0.5")
     assert ended.returncode == 1
+    assert re.search(r"alarm at label \d+ of 400", ended.stdout)
     assert re.search(
         r"^recalibrate: of random answers in distribution under \S+ \d+ have a label; 200 ", ended.stderr, re.M
     )

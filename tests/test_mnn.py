@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -234,21 +235,16 @@ def test_a_cache_that_cannot_be_written_does_no_harm(guest: Path, tmp_path: Path
     assert_same(backend.forward(random_pixels(2)), reference(guest, random_pixels(2)))
 
 
-def shape() -> tuple[int, int]:
-    return SIZE, SIZE
+def converted(directory: Path, file: str, answering: Path) -> mnn.MnnNetwork:
+    """A file of a directory, made for MNN, where it answers as the bundle `answering` does."""
+    return mnn.load(model_file(directory, file, None), 1, partial(reference, answering), lambda: (SIZE, SIZE), None)
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path, guest: Path) -> None:
     """By a converter that crashes or is not there, with its exit status."""
     (tmp_path / "nonsense.onnx").write_bytes(b"no network")
     with pytest.raises(BackendError, match="cannot be converted"):
-        mnn.load(
-            model_file(tmp_path, "nonsense.onnx", None),
-            1,
-            lambda pixels: reference(guest, pixels),
-            lambda: (SIZE, SIZE),
-            None,
-        )
+        converted(tmp_path, "nonsense.onnx", guest)
 
 
 @pytest.mark.slow
@@ -284,13 +280,7 @@ def test_a_network_that_crashes_it_is_refused(tmp_path: Path) -> None:
     model.graph.node[1].input[0] = "mirrored"
     directory = bundle_of(model, tmp_path)
     with pytest.raises(BackendError, match="converted, it cannot be run"):
-        mnn.load(
-            model_file(directory, onnx.FILE, None),
-            1,
-            lambda pixels: reference(directory, pixels),
-            lambda: (SIZE, SIZE),
-            None,
-        )
+        converted(directory, onnx.FILE, directory)
 
 
 @pytest.mark.parametrize("written", [b"", b'{"1": ', b"0", b"{}", bytes(range(256))])
@@ -300,13 +290,7 @@ def test_a_trial_that_ends_without_its_answers_is_none(
     """A library may end its process as if all were well."""
     monkeypatch.setattr(mnn, "TRY", f"import os, sys; os.write(int(sys.argv[5]), {written!r})")
     with pytest.raises(BackendError, match="answers cannot be read"):
-        mnn.load(
-            model_file(guest, onnx.FILE, None),
-            1,
-            lambda pixels: reference(guest, pixels),
-            lambda: (SIZE, SIZE),
-            None,
-        )
+        converted(guest, onnx.FILE, guest)
 
 
 def test_nothing_is_printed_where_the_log_goes(guest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

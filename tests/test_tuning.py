@@ -347,7 +347,8 @@ def test_the_registry_serves_at_the_measured_limit_or_the_one_that_is_set(
     """0 is "as measured"; any other number is taken at its word."""
     cache = tmp_path_factory.mktemp("cache")
     chosen = Settings(models=("digits",), max_batch_size=size)
-    registry.prepare(chosen, cache)
+    bundles = bundle.discover(chosen.bundles, chosen.models, chosen.trust, chosen.variant)
+    registry.prepare(bundles, chosen, cache)
     loaded = registry.load(chosen, Board(), lambda name, report: None, cache)
     try:
         model = loaded.named("digits")
