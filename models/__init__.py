@@ -12,6 +12,9 @@ from models.threes_or_sevens import THREES_OR_SEVENS
 from models.whitened_resnet import CIFAR10_LARGE
 from models.whitened_vgg import CIFAR10
 
+# Where training keeps its state, by the name of the network, under the working directory.
+RUNS = Path("runs")
+
 MODELS: dict[str, Recipe] = {
     "digits": DIGITS,
     "cifar10": CIFAR10,

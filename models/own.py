@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models import MODELS, finetune, photo_net
+from models import MODELS, RUNS, finetune, photo_net
 from models.collection import Collection, collect
 from models.datasets import DATASETS
 from models.files import replacing
@@ -22,7 +22,6 @@ from models.network import Network
 from models.partition import digest_of, partition
 from models.recipe import Recipe
 from models.task import Part, Split, Task
-from models.teaching import RUNS
 from service.images import InputSpec
 
 # As a bundle may be named.

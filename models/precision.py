@@ -30,3 +30,8 @@ def supported(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # As torch itself asks before it hands bfloat16 to oneDNN.
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Within it, a network computes in these numbers."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -54,6 +54,21 @@ class Strangers:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A trained network of the zoo whose answers are learnt beside the labels (Hinton et al. 2015, equation 1).
+
+    views: so many augmented views of each image are answered, once; each epoch shows another, in turn.
+    weight: of the answers in the loss, out of 1; the labels have the rest.
+    temperature: by which the logits of both are divided.
+    """
+
+    name: str
+    views: int = 10
+    weight: float = 0.9
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One entry of the zoo.
 
@@ -71,5 +86,6 @@ class Recipe:
     prepare: Callable[[nn.Module, Tensor], None] = lambda net, images: None
     label_smoothing: float = 0.0
     strangers: Strangers | None = None
+    teacher: Teacher | None = None
     bf16: bool = False
     source: str = ""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models import curves, precision, record
+from models import RUNS, curves, distillation, precision, record
 from models.activations import Activations
 from models.checkpoint import Checkpoint
+from models.distillation import Lessons, Shown
 from models.evaluate import Score, score
 from models.precision import Choice, Precision
 from models.progress import Run
@@ -21,7 +22,6 @@ from models.stopping import best_epoch, exhausted
 from models.task import Images, Task
 from models.tensorboard import Log
 
-RUNS = Path("runs")
 # Of a run so many steps, or up to twice as many, are looked at for the pictures of activations.
 LOOKS = 250
 
@@ -47,12 +47,16 @@ class Plan:
 
 @dataclass
 class Teaching:
-    """A run under way, and all that stays the same while it is. strangers: (N, 3, H, W), of no class."""
+    """A run under way, and all that stays the same while it is.
+
+    strangers: (N, 3, H, W), of no class. lessons: what a teacher says of the images, where the recipe has one.
+    """
 
     run: Run
     recipe: Recipe
     training: Images
     strangers: Tensor | None
+    lessons: Lessons | None
     schedule: Schedule
     plan: Plan
     precision: Precision
@@ -75,6 +79,11 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     training, held_out = task.images("train"), task.images("fit")
     strangers = task.strangers()
 
+    # Teacher.
+    numbers = precision.chosen(plan.precision, recipe.bf16, plan.device)
+    said = place.with_name(f"{place.name}-answers.pt")
+    lessons = distillation.lessons(recipe, training.images, plan.seed, plan.device, numbers, said)
+
     # Network.
     torch.manual_seed(plan.seed)
     net = recipe.build()
@@ -86,16 +95,17 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     run = Run(net, recipe.optimizers(net, schedule))
 
     # Training.
-    numbers = precision.chosen(plan.precision, recipe.bf16, plan.device)
     checkpoint = Checkpoint(place.with_suffix(".pt"), _identity(task, plan, schedule, numbers), plan.checkpoint_s)
-    teaching = Teaching(run, recipe, training, strangers, schedule, plan, numbers, checkpoint)
+    teaching = Teaching(run, recipe, training, strangers, lessons, schedule, plan, numbers, checkpoint)
     _watch(teaching, place)
     checkpoint.restore(run)
     if plan.tensorboard:
         teaching.log = Log(place, teaching.step)
     while run.progress.epoch < epochs and not _stopped(teaching):
         loss = _epoch(teaching)
-        held = score(net, held_out.images, held_out.labels, plan.device)
+        # In the numbers of training: in others it would take half as long as the training itself.
+        with precision.autocast(plan.device, numbers):
+            held = score(net, held_out.images, held_out.labels, plan.device)
         _conclude(teaching, loss, held)
         checkpoint.save(run)
     _finish(teaching, place)
@@ -114,6 +124,7 @@ def _epoch(teaching: Teaching) -> float:
     """
     run, schedule, progress = teaching.run, teaching.schedule, teaching.run.progress
     order = _order(teaching)
+    shown = teaching.lessons.of(progress.epoch) if teaching.lessons else None
     run.net.train()
     bar = tqdm(
         desc=f"epoch {progress.epoch + 1}/{schedule.epochs}",
@@ -128,7 +139,7 @@ def _epoch(teaching: Teaching) -> float:
         while progress.step < schedule.steps_per_epoch:
             started = time.perf_counter()
             chosen = order[progress.step * schedule.batch_size :][: schedule.batch_size]
-            loss = _step(teaching, chosen)
+            loss = _step(teaching, chosen, shown)
             progress.step, progress.loss = progress.step + 1, progress.loss + loss
             progress.losses.append(loss)
             progress.seconds += time.perf_counter() - started
@@ -149,15 +160,18 @@ def _order(teaching: Teaching) -> Tensor:
     return order
 
 
-def _step(teaching: Teaching, chosen: Tensor) -> float:
+def _step(teaching: Teaching, chosen: Tensor, shown: Shown | None) -> float:
     """Train on the images with these indices, and strangers. Returns the mean loss of the images before."""
     run, recipe, device = teaching.run, teaching.recipe, teaching.plan.device
-    images = _batch(teaching, chosen).to(device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=teaching.precision == "bf16"):
+    images = _batch(teaching, chosen, shown).to(device).contiguous(memory_format=torch.channels_last)
+    with precision.autocast(device, teaching.precision):
         logits = run.net(images).float()
     known, strange = logits[: len(chosen)], logits[len(chosen) :]
     labels = teaching.training.labels[chosen].to(device)
     loss = nn.functional.cross_entropy(known, labels, label_smoothing=recipe.label_smoothing)
+    if recipe.teacher and shown:
+        teacher, answers = recipe.teacher, shown.answers[chosen].to(device)
+        loss = torch.lerp(loss, distillation.divergence(known, answers, teacher.temperature), teacher.weight)
     of_images = loss.item()
     if recipe.strangers:
         loss = loss - recipe.strangers.weight * nn.functional.log_softmax(strange, 1).mean()
@@ -171,11 +185,14 @@ def _step(teaching: Teaching, chosen: Tensor) -> float:
     return of_images
 
 
-def _batch(teaching: Teaching, chosen: Tensor) -> Tensor:
+def _batch(teaching: Teaching, chosen: Tensor, shown: Shown | None) -> Tensor:
     """The images with these indices and then as many strangers as the recipe invites, augmented."""
     recipe, invitation, strangers = teaching.recipe, teaching.recipe.strangers, teaching.strangers
     epoch, generator = teaching.run.progress.epoch, teaching.run.generator
-    images = recipe.augment(teaching.training.images[chosen], epoch, chosen, generator)
+    if shown:
+        images = shown.images[chosen]
+    else:
+        images = recipe.augment(teaching.training.images[chosen], epoch, chosen, generator)
     if invitation is None or strangers is None:
         return images
     invited = torch.randint(len(strangers), (invitation.per_batch,), generator=generator)
@@ -256,6 +273,9 @@ def _identity(task: Task, plan: Plan, schedule: Schedule, numbers: Precision) ->
 def _record(task: Task, teaching: Teaching, command: list[str], result: Score) -> dict[str, Any]:
     plan, progress = teaching.plan, teaching.run.progress
     given = [*command, "--seed", str(plan.seed), "--epochs", str(teaching.schedule.epochs)]
+    seconds, taught = progress.seconds, {}
+    if lessons := teaching.lessons:
+        seconds, taught = seconds + lessons.seconds, {"teacher": vars(lessons.teacher)}
     stopping: dict[str, Any] = {}
     if plan.patience:
         given += ["--patience", str(plan.patience)]
@@ -269,8 +289,9 @@ def _record(task: Task, teaching: Teaching, command: list[str], result: Score) -
         "seed": plan.seed,
         "epochs": teaching.schedule.epochs,
         **stopping,
+        **taught,
         "precision": teaching.precision,
-        "minutes": round(progress.seconds / 60, 1),
+        "minutes": round(seconds / 60, 1),
         "hardware": record.hardware(plan.device),
         "versions": record.versions(),
         "test": record.figures(result),

@@ -9,11 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from models import MODELS, arguments, own, record_path, weights_path
+from models import MODELS, RUNS, arguments, own, record_path, weights_path
 from models.formats import DataError
 from models.own import Wish
 from models.task import zoo
-from models.teaching import RUNS, Plan, teach
+from models.teaching import Plan, teach
 
 
 def main(argv: list[str] | None = None) -> int:
