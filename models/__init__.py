@@ -5,12 +5,13 @@ from pathlib import Path
 from models.cifar_cnn import CIFAR_CNN
 from models.convnet import SMALLEST
 from models.digit_vgg import DIGITS
+from models.lean_resnet import CIFAR10_LEAN
 from models.lenet5 import LENET5
 from models.recipe import Recipe
 from models.simple_cnn import SIMPLE_CNN
 from models.threes_or_sevens import THREES_OR_SEVENS
 from models.whitened_resnet import CIFAR10_LARGE
-from models.whitened_vgg import CIFAR10
+from models.whitened_vgg import CIFAR10, CIFAR10_TAUGHT
 
 # Where training keeps its state, by the name of the network, under the working directory.
 RUNS = Path("runs")
@@ -18,6 +19,8 @@ RUNS = Path("runs")
 MODELS: dict[str, Recipe] = {
     "digits": DIGITS,
     "cifar10": CIFAR10,
+    "cifar10_taught": CIFAR10_TAUGHT,
+    "cifar10_lean": CIFAR10_LEAN,
     "cifar10_large": CIFAR10_LARGE,
     "lenet5": LENET5,
     "simple_cnn": SIMPLE_CNN,

@@ -63,9 +63,9 @@ class Teacher:
     """
 
     name: str
-    views: int = 10
+    views: int = 16
     weight: float = 0.9
-    temperature: float = 4.0
+    temperature: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Recipe:
 
     prepare: sets what the data decides, from the normalised training images (N, 3, H, W), before the first step.
     bf16: train under autocast; the weights stay float32.
+    half: keep the filters in 16 bits (float16), in half the space.
     source: who published the network, and when; every network of the zoo has one.
     """
 
@@ -88,4 +89,5 @@ class Recipe:
     strangers: Strangers | None = None
     teacher: Teacher | None = None
     bf16: bool = False
+    half: bool = False
     source: str = ""

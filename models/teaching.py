@@ -81,7 +81,7 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
 
     # Teacher.
     numbers = precision.chosen(plan.precision, recipe.bf16, plan.device)
-    said = place.with_name(f"{place.name}-answers.pt")
+    said = place.with_name(f"seed{plan.seed}-answers.pt")
     lessons = distillation.lessons(recipe, training.images, plan.seed, plan.device, numbers, said)
 
     # Network.
@@ -109,12 +109,15 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
         _conclude(teaching, loss, held)
         checkpoint.save(run)
     _finish(teaching, place)
+    if recipe.half:
+        # What is measured is what is kept.
+        record.halve(net)
 
     # Evaluation.
     test = task.images("test")
     result = score(net, test.images, test.labels, plan.device)
     print(f"test {result}  ({run.progress.seconds / 60:.1f} minutes of training)")
-    record.write(kept, net, _record(task, teaching, command, result))
+    record.write(kept, net, _record(task, teaching, command, result), half=recipe.half)
 
 
 def _epoch(teaching: Teaching) -> float:

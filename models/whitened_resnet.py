@@ -45,7 +45,8 @@ CIFAR10_LARGE = Recipe(
     prepare=whiten,
     optimizers=optimizers,
     augment=partial(augment, shift=4, hole=12),
-    epochs=45,
+    epochs=28,
     batch_size=1000,
     bf16=True,
+    half=True,
 )

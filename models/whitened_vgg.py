@@ -13,6 +13,8 @@ at its mirror image, and goes by the mean of what its head sees: 237 million mul
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from models.muon import Muon
 from models.network import Network
-from models.recipe import Recipe, Schedule
+from models.recipe import Recipe, Schedule, Teacher
 
 WIDTHS = (64, 256, 256)
 WHITENING_IMAGES = 5000
@@ -191,3 +193,6 @@ CIFAR10 = Recipe(
     batch_size=1500,
     bf16=True,
 )
+
+# The same network, which has learnt from a larger one as well.
+CIFAR10_TAUGHT = replace(CIFAR10, augment=partial(augment, hole=8), teacher=Teacher("cifar10_large"))

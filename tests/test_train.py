@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import models
-from models import datasets, digit_vgg, evaluate, task, teaching, train
+from models import datasets, digit_vgg, evaluate, summary, task, teaching, train
 from models.datasets import Dataset, normalise
 from models.formats import DataError
+from models.lean_resnet import LeanResNet, Stage
 from models.letters import letters
 from models.muon import orthogonalise
 from models.recipe import Schedule, Strangers
@@ -107,6 +108,26 @@ def test_training_learns_and_records_how(small: Path) -> None:
     assert record["history"][-1]["loss"] < record["history"][0]["loss"]
     assert record["command"] == "python -m models.train digits --seed 0 --epochs 5"
     assert record["splits"].keys() == {"train", "fit", "conformal"}
+
+
+@pytest.mark.slow
+def test_weights_of_16_bits_are_those_that_were_measured(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters take half the space, and the record's figures are of what is in the file."""
+    train.train("digits", Plan(epochs=1))
+    whole = weights(small)
+    monkeypatch.setitem(models.MODELS, "digits", replace(models.MODELS["digits"], half=True))
+    train.train("digits", Plan(epochs=1))
+    halved = weights(small)
+    for name, value in whole.items():
+        assert halved[name].dtype == (torch.float16 if value.ndim == 4 else value.dtype)
+        assert torch.allclose(halved[name].to(value.dtype), value, rtol=1e-3, atol=1e-6)
+    net = models.MODELS["digits"].build()
+    net.load_state_dict(halved)
+    test = task.zoo("digits").images("test")
+    record = json.loads((small / "weights" / "digits.json").read_text())
+    found = evaluate.score(net, test.images, test.labels, torch.device("cpu"))
+    assert found.accuracy == record["test"]["accuracy"]
+    assert found.nll == pytest.approx(record["test"]["nll"], rel=1e-7)
 
 
 @pytest.mark.slow
@@ -327,7 +348,7 @@ def test_the_learning_rates_end_at_zero() -> None:
             assert all(group["lr"] <= 0.02 * max(first, 1) for group in optimizer.param_groups)
 
 
-def test_the_cifar_network_has_the_shapes_its_docstring_says() -> None:
+def test_the_network_of_two_looks_has_the_shapes_its_docstring_says() -> None:
     """(N, 3, 32, 32) gives (N, 10) by way of 31, 15, 7 and 3 pixels; twice, when it is trained."""
     net, sides = WhitenedVGG(), []
     for layer in (net.whiten, *net.blocks):
@@ -337,6 +358,28 @@ def test_the_cifar_network_has_the_shapes_its_docstring_says() -> None:
     assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     # Image and mirror image go as one batch.
     assert sides == [31, 15, 7, 3] * 2
+
+
+def test_the_lean_network_has_the_shapes_its_docstring_says() -> None:
+    """(N, 3, 32, 32) gives (N, 10) by way of 15, 7 and 3 pixels, in one look, trained or not."""
+    net, sides = LeanResNet(), []
+    for layer in net.blocks:
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | Stage):
+            layer.register_forward_hook(lambda module, given, made: sides.append(made.shape[-1]))
+    for _ in range(2):
+        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+        assert sides == [31, 15, 15, 7, 7, 3, 3]
+        sides.clear()
+        net.eval()
+    assert (summary.parameters(net), summary.macs(net)) == (1_947_896, 58_992_160)
+
+
+@torch.inference_mode()
+def test_a_stage_adds_what_it_skips() -> None:
+    """With the last convolution silenced, a stage is its first, passed on."""
+    stage, images = Stage(24, 32).eval(), torch.rand(2, 24, 15, 15)
+    stage.conv3.weight.zero_()
+    assert torch.allclose(stage(images), torch.relu(stage.norm1(stage.conv1(images))), atol=1e-6)
 
 
 @torch.inference_mode()
@@ -351,7 +394,7 @@ def test_a_residual_block_adds_what_it_skips() -> None:
 
 
 @torch.inference_mode()
-def test_the_cifar_network_sees_an_image_and_its_mirror_image_alike() -> None:
+def test_the_network_of_two_looks_sees_an_image_and_its_mirror_image_alike() -> None:
     """The features are the mean of both; no other turn of the image has the same."""
     net, images = WhitenedVGG().eval(), torch.rand(3, 3, 32, 32)
     one, other = (net._features(seen) for seen in (images, images.flip(3)))
