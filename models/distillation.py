@@ -81,6 +81,8 @@ def lessons(
             with replacing(path) as partial:
                 torch.save({"identity": identity, "answers": answers, "seconds": seconds}, partial)
             bar.update()
+            # A file gets no bar.
+            tqdm.write(f"{teacher.name} has answered view {len(answers)}/{teacher.views}")
     return Lessons(teacher, images, recipe.augment, seed, torch.stack(answers[: teacher.views]), seconds)
 
 

@@ -193,6 +193,13 @@ def test_a_teacher_that_was_not_trained_is_named(taught: Path) -> None:
         asked(taught / "answers.pt")
 
 
+def test_each_view_that_is_answered_is_told(taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the output is a file, too: it takes minutes."""
+    asked(taught / "answers.pt")
+    told = [line for line in capsys.readouterr().out.splitlines() if "view" in line]
+    assert told == [f"a teacher has answered view {number}/3" for number in (1, 2, 3)]
+
+
 def test_who_has_no_teacher_asks_none(taught: Path) -> None:
     """Nothing is written, either."""
     assert lessons(lesson.RECIPE, images(), 0, CPU, "float32", taught / "answers.pt") is None
