@@ -22,7 +22,8 @@ from models.files import replacing
 from models.formats import DAMAGE, DataError
 from models.networks import load_network, untrained
 from models.precision import Precision, autocast
-from models.recipe import Augment, Recipe, Teacher
+from models.recipe import Augment, Teacher
+from models.task import Task
 
 # Images that are augmented at a time: all at once would take some GB for copies.
 AT_ONCE = 1000
@@ -57,24 +58,25 @@ class Lessons:
 
 
 def lessons(
-    recipe: Recipe, images: Tensor, seed: int, device: torch.device, precision: Precision, path: Path
+    task: Task, images: Tensor, seed: int, device: torch.device, precision: Precision, path: Path
 ) -> Lessons | None:
-    """Ask the teacher of this recipe, if it has one, or read what it said before. Raises DataError.
+    """Ask the teacher of the task's recipe, if it has one, or read what it said before. Raises DataError.
 
+    images: (N, 3, H, W), the task's to train on.
     path: where its answers are kept, after every view, so that an interrupted command goes on from there.
     """
-    teacher = recipe.teacher
+    teacher, augment = task.recipe.teacher, task.recipe.augment
     if teacher is None:
         return None
     weights = weights_path(teacher.name)
     net = load_network(untrained(teacher.name), weights).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    identity = {"teacher": sha256_of(weights), "images": len(images), "seed": seed, "precision": precision}
+    identity = {"teacher": sha256_of(weights), "images": task.digests, "seed": seed, "precision": precision}
     answers, seconds = _known(path, identity)
     with tqdm(desc=f"asking {teacher.name}", initial=len(answers), total=teacher.views, disable=None) as bar:
         while len(answers) < teacher.views:
             started = time.perf_counter()
-            seen = view(images, recipe.augment, len(answers), seed)
+            seen = view(images, augment, len(answers), seed)
             with autocast(device, precision):
                 answers.append(logits(net, seen, device))
             seconds += time.perf_counter() - started
@@ -83,7 +85,7 @@ def lessons(
             bar.update()
             # A file gets no bar.
             tqdm.write(f"{teacher.name} has answered view {len(answers)}/{teacher.views}")
-    return Lessons(teacher, images, recipe.augment, seed, torch.stack(answers[: teacher.views]), seconds)
+    return Lessons(teacher, images, augment, seed, torch.stack(answers[: teacher.views]), seconds)
 
 
 def view(images: Tensor, augment: Augment, number: int, seed: int) -> Tensor:

@@ -16,13 +16,12 @@ image only: what the mirror image adds is learnt from a teacher (models.distilla
 """
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from models.recipe import Recipe, Teacher
-from models.whitened_vgg import WhitenedVGG, augment, bias_only_norm, dirac_conv, optimizers, whiten
+from models.whitened_vgg import CIFAR10_TAUGHT, WhitenedVGG, bias_only_norm, dirac_conv
 
 ENTRY, WIDTHS = 32, (64, 128, 256)
 
@@ -60,15 +59,6 @@ class LeanResNet(WhitenedVGG):
         return self._features(x)
 
 
-CIFAR10_LEAN = Recipe(
-    source="after Jordan 2024, He et al. 2016",
-    dataset="cifar10",
-    build=LeanResNet,
-    prepare=whiten,
-    optimizers=optimizers,
-    augment=partial(augment, hole=8),
-    epochs=56,
-    batch_size=1000,
-    teacher=Teacher("cifar10_large"),
-    bf16=True,
+CIFAR10_LEAN = replace(
+    CIFAR10_TAUGHT, source="after Jordan 2024, He et al. 2016", build=LeanResNet, epochs=56, batch_size=1000
 )

@@ -82,7 +82,7 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     # Teacher.
     numbers = precision.chosen(plan.precision, recipe.bf16, plan.device)
     said = place.with_name(f"seed{plan.seed}-answers.pt")
-    lessons = distillation.lessons(recipe, training.images, plan.seed, plan.device, numbers, said)
+    lessons = distillation.lessons(task, training.images, plan.seed, plan.device, numbers, said)
 
     # Network.
     torch.manual_seed(plan.seed)

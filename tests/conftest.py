@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -153,3 +154,17 @@ def data_dir() -> Path | None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("bentoml")) as running:
         yield running
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, owner: ModuleType, name: str, at: int) -> list[int]:
+    """Of a module's function the call of this number, from 1, is Ctrl-C; returns the numbers of the calls so far."""
+    function, calls = getattr(owner, name), list[int]()
+
+    def counted(*given: object) -> object:
+        calls.append(len(calls) + 1)
+        if calls[-1] == at:
+            raise KeyboardInterrupt
+        return function(*given)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls

@@ -17,13 +17,16 @@ from models import distillation, evaluate, teaching
 from models.distillation import Lessons, divergence, lessons, view
 from models.files import replacing
 from models.formats import DataError
-from models.recipe import Recipe, Teacher
+from models.recipe import Teacher
+from models.task import Task
 from models.teaching import Plan, teach
 from tests import lesson
+from tests.conftest import interrupted
 
 CPU = torch.device("cpu")
 TEACHER = Teacher("a teacher", views=3, weight=1.0, temperature=2.0)
 RECIPE = replace(lesson.RECIPE, teacher=TEACHER)
+TASK = lesson.task(RECIPE)
 logits = arrays.arrays(np.float64, (4, 3), elements=st.floats(-8, 8))
 
 
@@ -55,8 +58,8 @@ def images() -> Tensor:
     return lesson.task().images("train").images
 
 
-def asked(path: Path, recipe: Recipe = RECIPE, seed: int = 0) -> Lessons:
-    found = lessons(recipe, images(), seed, CPU, "float32", path)
+def asked(path: Path, task: Task = TASK, seed: int = 0) -> Lessons:
+    found = lessons(task, images(), seed, CPU, "float32", path)
     assert found is not None
     return found
 
@@ -97,7 +100,7 @@ def test_the_teacher_is_believed_as_far_as_it_has_weight(taught: Path) -> None:
 
 def test_the_record_tells_who_taught_and_counts_the_asking(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever trains it again has to wait for the teacher, too."""
-    waited = lessons(RECIPE, images(), 0, CPU, "float32", Path("waited.pt"))
+    waited = lessons(TASK, images(), 0, CPU, "float32", Path("waited.pt"))
     assert waited is not None
     assert waited.seconds > 0
     monkeypatch.setattr(distillation, "lessons", lambda *given: replace(waited, seconds=600.0))
@@ -149,22 +152,20 @@ def test_another_seed_sees_other_views() -> None:
 def test_answers_that_are_there_are_not_asked_for_again(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted before the third view, it asks for that one alone, and ends with what it would have had."""
     whole = asked(taught / "whole.pt").answers
-    real, calls = evaluate.logits, 0
-
-    def counted(*given: object) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(distillation, "logits", counted)
+    calls = interrupted(monkeypatch, distillation, "logits", at=3)
     with pytest.raises(KeyboardInterrupt):
         asked(taught / "answers.pt")
     assert torch.equal(asked(taught / "answers.pt").answers, whole)
-    assert calls == 4
+    assert len(calls) == 4
     asked(taught / "answers.pt")
-    assert calls == 4
+    assert len(calls) == 4
+
+
+def test_answers_of_other_images_are_refused(taught: Path) -> None:
+    """As many, but others."""
+    asked(taught / "answers.pt")
+    with pytest.raises(DataError, match="other images"):
+        asked(taught / "answers.pt", replace(TASK, digests=TASK.digests | {"train": "others"}))
 
 
 def test_answers_of_another_teacher_or_seed_are_refused(taught: Path) -> None:
@@ -202,7 +203,7 @@ def test_each_view_that_is_answered_is_told(taught: Path, capsys: pytest.Capture
 
 def test_who_has_no_teacher_asks_none(taught: Path) -> None:
     """Nothing is written, either."""
-    assert lessons(lesson.RECIPE, images(), 0, CPU, "float32", taught / "answers.pt") is None
+    assert lessons(lesson.task(), images(), 0, CPU, "float32", taught / "answers.pt") is None
     assert not (taught / "answers.pt").exists()
 
 
@@ -214,16 +215,7 @@ def test_an_interrupted_lesson_with_a_teacher_ends_as_an_uninterrupted_one(
     teach(task, Plan(epochs=3), ["command"], taught / "whole.pt")
     for written in (taught / "runs").rglob("*.pt"):
         written.unlink()
-    steps, one = 0, teaching._step
-
-    def interrupted(*given: object) -> float:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise KeyboardInterrupt
-        return one(*given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(teaching, "_step", interrupted)
+    interrupted(monkeypatch, teaching, "_step", at=7)
     with pytest.raises(KeyboardInterrupt):
         teach(task, Plan(epochs=3, checkpoint_s=0.0), ["command"], taught / "parts.pt")
     teach(task, Plan(epochs=3, checkpoint_s=0.0), ["command"], taught / "parts.pt")

@@ -27,7 +27,7 @@ from models.teaching import Plan
 from models.whitened_resnet import ResidualBlock
 from models.whitened_vgg import WhitenedVGG, augment, whitening_filters
 from service.images import Pixels
-from tests.conftest import ROOT
+from tests.conftest import ROOT, interrupted
 
 
 def tiny(name: str, directory: Path | None = None) -> Dataset:
@@ -81,19 +81,9 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(
     for checkpoint in (small / "runs").rglob("*.pt"):
         checkpoint.unlink()
 
-    steps, one_epoch = 0, teaching._epoch
-
-    def interrupted(*arguments: object) -> float:
-        nonlocal steps
-        steps += 1
-        if steps == 2:
-            raise KeyboardInterrupt
-        return one_epoch(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(teaching, "_epoch", interrupted)
+    interrupted(monkeypatch, teaching, "_epoch", at=2)
     with pytest.raises(KeyboardInterrupt):
         train.train("digits", Plan(epochs=3, seed=3))
-    monkeypatch.setattr(teaching, "_epoch", one_epoch)
     train.train("digits", Plan(epochs=3, seed=3))
     for name, value in weights(small).items():
         assert torch.equal(value, expected[name]), name
