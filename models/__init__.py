@@ -11,7 +11,7 @@ from models.recipe import Recipe
 from models.simple_cnn import SIMPLE_CNN
 from models.threes_or_sevens import THREES_OR_SEVENS
 from models.whitened_resnet import CIFAR10_LARGE
-from models.whitened_vgg import CIFAR10, CIFAR10_TAUGHT
+from models.whitened_vgg import CIFAR10
 
 # Where training keeps its state, by the name of the network, under the working directory.
 RUNS = Path("runs")
@@ -19,7 +19,6 @@ RUNS = Path("runs")
 MODELS: dict[str, Recipe] = {
     "digits": DIGITS,
     "cifar10": CIFAR10,
-    "cifar10_taught": CIFAR10_TAUGHT,
     "cifar10_lean": CIFAR10_LEAN,
     "cifar10_large": CIFAR10_LARGE,
     "lenet5": LENET5,

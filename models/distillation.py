@@ -97,14 +97,14 @@ def view(images: Tensor, augment: Augment, number: int, seed: int) -> Tensor:
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Of the student's answers from the teacher's, both logits (N, classes), softened: the mean, in nats.
+    """Of the student's answers from the teacher's, the latter softened, both logits (N, classes): the mean, in nats.
 
-    Times the temperature, which keeps its gradient within that of labels: times the square of it, as published, it is
-    larger by the temperature while a network knows little, too much for the rates of whitened networks.
+    A teacher is surer of the images that it has learnt than it is right about others. Who softens both, as published,
+    teaches that too; if the teacher's alone are, a student is less sure than it is right, and learns more.
     """
-    said = nn.functional.log_softmax(student / temperature, 1)
+    said = nn.functional.log_softmax(student, 1)
     meant = nn.functional.log_softmax(teacher / temperature, 1)
-    return nn.functional.kl_div(said, meant, reduction="batchmean", log_target=True) * temperature
+    return nn.functional.kl_div(said, meant, reduction="batchmean", log_target=True)
 
 
 def _known(path: Path, identity: dict[str, Any]) -> tuple[list[Tensor], float]:

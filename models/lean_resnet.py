@@ -21,7 +21,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from models.whitened_vgg import CIFAR10_TAUGHT, WhitenedVGG, bias_only_norm, dirac_conv
+from models.whitened_vgg import CIFAR10, WhitenedVGG, bias_only_norm, dirac_conv
 
 ENTRY, WIDTHS = 32, (64, 128, 256)
 
@@ -60,5 +60,5 @@ class LeanResNet(WhitenedVGG):
 
 
 CIFAR10_LEAN = replace(
-    CIFAR10_TAUGHT, source="after Jordan 2024, He et al. 2016", build=LeanResNet, epochs=56, batch_size=1000
+    CIFAR10, source="after Jordan 2024, He et al. 2016", build=LeanResNet, epochs=56, batch_size=1000
 )

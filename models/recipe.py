@@ -55,11 +55,11 @@ class Strangers:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network of the zoo whose answers are learnt beside the labels (Hinton et al. 2015, equation 1).
+    """A trained network of the zoo whose answers are learnt beside the labels (after Hinton et al. 2015).
 
     views: so many augmented views of each image are answered, once; each epoch shows another, in turn.
     weight: of the answers in the loss, out of 1; the labels have the rest.
-    temperature: by which the logits of both are divided.
+    temperature: by which its logits are divided, so that it sounds less sure.
     """
 
     name: str
