@@ -5,7 +5,7 @@ from pathlib import Path
 from models.cifar_cnn import CIFAR_CNN
 from models.convnet import SMALLEST
 from models.digit_vgg import DIGITS
-from models.lean_resnet import CIFAR10_LEAN
+from models.lean_vgg import CIFAR10_LEAN
 from models.lenet5 import LENET5
 from models.recipe import Recipe
 from models.simple_cnn import SIMPLE_CNN

@@ -1,6 +1,6 @@
 """What a training run needs to know: the network, its data, its optimisers and its length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +69,17 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """A trained network of the zoo that another starts from.
+
+    inherit: makes of its weights, by their names, what the new network starts with.
+    """
+
+    name: str
+    inherit: Callable[[nn.Module, Mapping[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One entry of the zoo.
 
@@ -87,6 +98,7 @@ class Recipe:
     prepare: Callable[[nn.Module, Tensor], None] = lambda net, images: None
     label_smoothing: float = 0.0
     strangers: Strangers | None = None
+    ancestor: Ancestor | None = None
     teacher: Teacher | None = None
     bf16: bool = False
     half: bool = False

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models import RUNS, curves, distillation, precision, record
+from models import RUNS, curves, distillation, precision, record, weights_path
 from models.activations import Activations
 from models.checkpoint import Checkpoint
 from models.distillation import Lessons, Shown
 from models.evaluate import Score, score
+from models.networks import load_network, untrained
 from models.precision import Choice, Precision
 from models.progress import Run
 from models.recipe import Recipe, Schedule
@@ -88,6 +89,8 @@ def teach(task: Task, plan: Plan, command: list[str], kept: Path) -> None:
     torch.manual_seed(plan.seed)
     net = recipe.build()
     recipe.prepare(net, training.images)
+    if ancestor := recipe.ancestor:
+        ancestor.inherit(net, load_network(untrained(ancestor.name), weights_path(ancestor.name)).state_dict())
     net.to(plan.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # Optimisers.
@@ -276,9 +279,13 @@ def _identity(task: Task, plan: Plan, schedule: Schedule, numbers: Precision) ->
 def _record(task: Task, teaching: Teaching, command: list[str], result: Score) -> dict[str, Any]:
     plan, progress = teaching.plan, teaching.run.progress
     given = [*command, "--seed", str(plan.seed), "--epochs", str(teaching.schedule.epochs)]
-    seconds, taught = progress.seconds, {}
+    seconds = progress.seconds
+    from_others: dict[str, Any] = {}
+    if ancestor := teaching.recipe.ancestor:
+        from_others["ancestor"] = ancestor.name
     if lessons := teaching.lessons:
-        seconds, taught = seconds + lessons.seconds, {"teacher": vars(lessons.teacher)}
+        seconds += lessons.seconds
+        from_others["teacher"] = vars(lessons.teacher)
     stopping: dict[str, Any] = {}
     if plan.patience:
         given += ["--patience", str(plan.patience)]
@@ -292,7 +299,7 @@ def _record(task: Task, teaching: Teaching, command: list[str], result: Score) -
         "seed": plan.seed,
         "epochs": teaching.schedule.epochs,
         **stopping,
-        **taught,
+        **from_others,
         "precision": teaching.precision,
         "minutes": round(seconds / 60, 1),
         "hardware": record.hardware(plan.device),

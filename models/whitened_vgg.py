@@ -31,6 +31,8 @@ WHITENING_BIAS_EPOCHS = 3
 HEAD_SCALE = 1 / 256
 # Learning rates per image: times the batch they are the rates of the mean gradient.
 BIAS_RATE, HEAD_RATE = 0.053, 0.67
+# Of Muon, whose steps are equally long whatever the batch.
+FILTER_RATE = 0.21
 DECAY_PER_IMAGE = 2e-6
 
 
@@ -129,7 +131,9 @@ def bias_only_norm(width: int) -> nn.BatchNorm2d:
     return norm
 
 
-def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRScheduler]]:
+def optimizers(
+    net: nn.Module, schedule: Schedule, *, filter_rate: float = FILTER_RATE
+) -> list[tuple[Optimizer, LRScheduler]]:
     """Muon for the convolutions; Nesterov SGD, each at its own rate, for biases and head; all fall linearly to 0."""
     assert isinstance(net, WhitenedVGG)
     filters = [p for p in net.blocks.parameters() if p.ndim == 4 and p.requires_grad]
@@ -140,7 +144,7 @@ def optimizers(net: nn.Module, schedule: Schedule) -> list[tuple[Optimizer, LRSc
 
     groups = [group([net.whiten_bias], BIAS_RATE), group(biases, BIAS_RATE), group([net.head.weight], HEAD_RATE)]
     sgd = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
-    muon = Muon(filters, lr=0.21, momentum=0.6)
+    muon = Muon(filters, lr=filter_rate, momentum=0.6)
 
     def fall(step: int) -> float:
         return max(0.0, 1 - step / schedule.total_steps)

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 import models
-from models import datasets, digit_vgg, evaluate, summary, task, teaching, train
+from models import datasets, digit_vgg, evaluate, task, teaching, train
 from models.datasets import Dataset, normalise
 from models.formats import DataError
-from models.lean_resnet import LeanResNet, Stage
 from models.letters import letters
 from models.muon import orthogonalise
 from models.recipe import Schedule, Strangers
@@ -348,28 +347,6 @@ def test_the_network_of_two_looks_has_the_shapes_its_docstring_says() -> None:
     assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     # Image and mirror image go as one batch.
     assert sides == [31, 15, 7, 3] * 2
-
-
-def test_the_lean_network_has_the_shapes_its_docstring_says() -> None:
-    """(N, 3, 32, 32) gives (N, 10) by way of 15, 7 and 3 pixels, in one look, trained or not."""
-    net, sides = LeanResNet(), []
-    for layer in net.blocks:
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | Stage):
-            layer.register_forward_hook(lambda module, given, made: sides.append(made.shape[-1]))
-    for _ in range(2):
-        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-        assert sides == [31, 15, 15, 7, 7, 3, 3]
-        sides.clear()
-        net.eval()
-    assert (summary.parameters(net), summary.macs(net)) == (1_947_896, 58_992_160)
-
-
-@torch.inference_mode()
-def test_a_stage_adds_what_it_skips() -> None:
-    """With the last convolution silenced, a stage is its first, passed on."""
-    stage, images = Stage(24, 32).eval(), torch.rand(2, 24, 15, 15)
-    stage.conv3.weight.zero_()
-    assert torch.allclose(stage(images), torch.relu(stage.norm1(stage.conv1(images))), atol=1e-6)
 
 
 @torch.inference_mode()
