@@ -82,6 +82,15 @@ def settled(server: Server, number: int) -> list[int]:
     return children(server.pid)
 
 
+def connections(pid: int, port: int) -> int:
+    """How many clients that process has accepted at the port and still keeps."""
+    # Of the network that the process sees, for a container has one of its own; the inode is the tenth field.
+    tables = (Path(f"/proc/{pid}/net/{name}") for name in ("tcp", "tcp6"))
+    rows = [row.split() for table in tables if table.exists() for row in table.read_text().splitlines()[1:]]
+    served = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
+    return sum(str(each.readlink()) in served for each in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def ask(server: Server, timeout_s: float = 10.0) -> int:
     """The status of one request on a connection of its own; 0 where there is no answer."""
     try:
@@ -194,12 +203,13 @@ def test_killed_worker_costs_what_it_had_in_hand(tmp_path: Path, capsys: pytest.
         victim = settled(server, 2)[0]
         with Crowd(server, 16) as crowd:
             time.sleep(1)
+            held = connections(victim, address(server)[1])
             os.kill(victim, signal.SIGKILL)
             seconds_until(lambda: not alive(victim), 1)
             took = seconds_until(lambda: beating(server) == 2, 5)
-        report(capsys, f"both serve after {took:.2f} s: {dict(crowd.outcomes)}")
-        # One for each connection of that worker, whose share is half.
-        assert crowd.outcomes["lost"] <= 12
+        report(capsys, f"both serve after {took:.2f} s: {dict(crowd.outcomes)}, {held} connections of the victim")
+        # Workers take from one queue of connections whoever comes first: a share is anything between none and all.
+        assert 0 < crowd.outcomes["lost"] <= held
         assert crowd.outcomes["200"] > 1000
         assert len(children(server.pid)) == 2
 
